@@ -1,0 +1,42 @@
+"""Closed-form rank allocations: seeds for a search and the peers it has to beat.
+
+Every rule takes layers with their options and gives a plan made of those options.
+"""
+
+from collections.abc import Sequence
+
+from ranksearch.records import LayerRecord, Option, Plan, SeedPlan
+
+__all__ = ["UNIFORM_FRACTIONS", "uniform", "uniform_sweep"]
+
+# The bar a search has to clear: six kept fractions, spatial and channel SVD.
+UNIFORM_FRACTIONS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.12)
+
+
+def uniform(layers: Sequence[LayerRecord], fraction: float, methods: Sequence[str]) -> Plan:
+    """In every layer the option of these methods whose MACs are nearest to `fraction` of the dense layer's.
+
+    A layer that has no option of these methods stays dense.
+    """
+    return Plan({layer.name: _nearest(layer, fraction, methods).choice for layer in layers if layer.options})
+
+
+def _nearest(layer: LayerRecord, fraction: float, methods: Sequence[str]) -> Option:
+    *factorized, dense = layer.options
+    usable = [option for option in factorized if option.choice.method in methods]
+    return min(usable, key=lambda o: abs(o.cost.macs - fraction * layer.cost.macs), default=dense)
+
+
+def uniform_sweep(layers: Sequence[LayerRecord]) -> tuple[SeedPlan, ...]:
+    """Uniform kept fractions with spatial and with channel SVD (plain SVD where a layer is a matrix), mildest first.
+
+    Where a space lacks both, its own methods take their place. Equal plans appear once.
+    """
+    offered = {option.choice.method for layer in layers for option in layer.options[:-1]}
+    families = [m for m in ("spatial_svd", "channel_svd") if m in offered] or sorted(offered - {"svd"}) or ["svd"]
+    seeds: dict[Plan, SeedPlan] = {}
+    for fraction in UNIFORM_FRACTIONS:
+        for family in families:
+            plan = uniform(layers, fraction, (family, "svd"))
+            seeds.setdefault(plan, SeedPlan(origin=f"seed:uniform-{family}-{fraction:g}", plan=plan))
+    return tuple(seed for plan, seed in seeds.items() if plan)

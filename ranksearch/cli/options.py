@@ -1,0 +1,131 @@
+"""Flags that several commands share. Those of a run's settings are made from `Settings`, so that none is forgotten."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, ParamSpec
+
+import typer
+
+from ranksearch.cli.output import Format
+from ranksearch.settings import TABLES, Settings
+
+__all__ = [
+    "ALL_SETTINGS",
+    "FormatOption",
+    "MaxDropOption",
+    "MaxLatencyOption",
+    "MinAccuracyOption",
+    "MinSpeedupOption",
+    "with_settings",
+]
+
+P = ParamSpec("P")
+
+# panel of the help -> settings
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Model and data": ("model", "weights", "data", "metric", "normalize"),
+    "Search": ("space", "budget", "seed", "study", "storage", "max_failures"),
+    "Where trials run": (
+        *("device", "executor", "address", "gpus_per_trial"),
+        *("cpus_per_trial", "max_concurrent", "trial_timeout"),
+    ),
+    "A trial's fine-tuning": ("finetune",),
+    "Measuring latency": ("measure",),
+}
+ALL_SETTINGS = tuple(name for names in GROUPS.values() for name in names)
+
+TABLE_HELP: Mapping[tuple[str, str], str] = {
+    ("finetune", "steps"): "Training steps of a trial; 0 for none.",
+    ("finetune", "batch_size"): "Examples in a training step.",
+    ("finetune", "learning_rate"): "At the start; it falls linearly to 0.",
+    ("finetune", "momentum"): "Of SGD.",
+    ("finetune", "weight_decay"): "Of SGD.",
+    ("finetune", "temperature"): "Softens the dense model's outputs for distillation.",
+    ("finetune", "distillation"): "Share of the distillation loss; the rest is the task's own.",
+    ("finetune", "calibration_examples"): "Examples that BatchNorm statistics are re-estimated from.",
+    ("finetune", "precision"): "auto, float32 or bfloat16.",
+    ("finetune", "layout"): "auto, contiguous or channels_last.",
+    ("finetune", "threads"): "CPU threads of training; 0: what is faster.",
+    ("measure", "backend"): "How models are run: eager.",
+    ("measure", "batch_size"): "Examples in a measured pass; 0: 8 on a CPU, 32 on a GPU.",
+    ("measure", "threads"): "CPU threads of a measured pass.",
+    ("measure", "dtype"): "float32, bfloat16 or float16.",
+    ("measure", "layout"): "contiguous or channels_last.",
+    ("measure", "half_width"): "Measure until the ratio's 95 % interval is this narrow on either side …",
+    ("measure", "max_seconds"): "… or for this long.",
+    ("measure", "min_blocks"): "Paired blocks at least.",
+    ("measure", "iterations_per_block"): "Passes of each model in a block.",
+}
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print.", show_default=True)]
+MaxLatencyOption = Annotated[float | None, typer.Option("--max-latency-ms", help="At most this latency.")]
+MinSpeedupOption = Annotated[
+    float | None, typer.Option("--min-speedup", help="At least so many times the dense speed.")
+]
+MinAccuracyOption = Annotated[float | None, typer.Option("--min-accuracy", help="At least this accuracy, 0 to 1.")]
+MaxDropOption = Annotated[
+    float | None, typer.Option("--max-drop", help="At most this far below the dense accuracy; 0.01 is one point.")
+]
+
+
+def with_settings(*names: str) -> Callable[[Callable[Concatenate[Settings, P], None]], Callable[..., None]]:
+    """Gives a command the flags of these settings, and --config. It takes a `Settings` as its first argument."""
+    options = [option for name in names for option in _options(name)]
+
+    def decorate(command: Callable[Concatenate[Settings, P], None]) -> Callable[..., None]:
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+        def parsed(*, config: Path | None, **given: Any) -> None:
+            flags: dict[str, Any] = {}
+            for table, key, parameter in options:
+                value = given.pop(parameter.name)
+                if value is not None:
+                    (flags.setdefault(table, {}) if table else flags)[key] = value
+            command(Settings.read(flags, config), **given)
+
+        parameters = [*own, *(parameter for *_, parameter in options), CONFIG]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        parsed.__annotations__ = {p.name: p.annotation for p in parameters}
+        parsed.__name__, parsed.__doc__ = command.__name__, command.__doc__
+        return parsed
+
+    return decorate
+
+
+def _options(name: str) -> list[tuple[str | None, str, inspect.Parameter]]:
+    """(table, key, parameter) of a setting, or of every key of a table."""
+    panel = next(panel for panel, members in GROUPS.items() if name in members)
+    if name in TABLES:
+        return [
+            (name, f.name, _parameter(f"{name}_{f.name}", TABLE_HELP[name, f.name], f.default, panel))
+            for f in fields(TABLES[name])
+        ]
+    field = Settings.model_fields[name]
+    return [(None, name, _parameter(name, field.description or "", field.default, panel))]
+
+
+def _parameter(name: str, description: str, default: Any, panel: str) -> inspect.Parameter:
+    """A flag that takes text: `Settings` reads and checks it, as it does what a file or the environment says."""
+    flag = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=description if default is None else f"{description} Default {default}.",
+        metavar="VALUE",
+        show_default=False,
+        rich_help_panel=panel,
+    )
+    annotation = Annotated[str | None, flag]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option("--config", help="A TOML file of settings. ranksearch.toml here is read in any case."),
+    ],
+)

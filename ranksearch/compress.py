@@ -1,0 +1,145 @@
+"""A plan applied to a model, and taken back: layers replaced by small ones, small ones by dense ones."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ranksearch.errors import ModelError, SpaceError
+from ranksearch.factorize import FactorCache, LayerShape, Method, method_named
+from ranksearch.layers import FoundLayer, list_layers
+from ranksearch.records import Cost, LayerChoice, Plan, nearest
+
+__all__ = ["compress", "fold", "plan_cost"]
+
+
+@torch.no_grad()
+def compress(
+    model: nn.Module,
+    plan: Mapping[str, LayerChoice],
+    *,
+    cache: FactorCache | None = None,
+    layers: Iterable[FoundLayer] | None = None,
+    init: Literal["decompose", "random"] = "decompose",
+) -> nn.Module:
+    """A copy of the model with the layers of the plan replaced, each by an nn.Sequential of standard modules.
+
+    The model is not changed and shares nothing with the copy. Dtype, device, memory format, train or eval mode and
+    requires_grad are those of the replaced layer. init="random" builds the same layers without decomposing, to be
+    trained or to take a state dict.
+
+    `layers`, from `find_layers`, saves looking and brings reasons that only a forward pass can tell.
+
+    Raises SpaceError for a layer that the model does not have, that must stay as it is or that the method refuses,
+    and for ranks out of range; ModelError for a weight that is not finite.
+    """
+    cache = cache or FactorCache(max_bytes=0)
+    replacements: dict[int, Any] = {}  # deepcopy's memo: id of a module -> what stands for it wherever it is held
+    for step in _steps(list_layers(model) if layers is None else layers, plan):
+        dense = cast("nn.Conv2d | nn.Linear", model.get_submodule(step.name))
+        replacements[id(dense)] = _build(dense, step) if init == "random" else _decompose(dense, step, cache)
+    return copy.deepcopy(model, replacements)
+
+
+@torch.no_grad()
+def fold(model: nn.Module, plan: Mapping[str, LayerChoice], layers: Iterable[FoundLayer]) -> nn.Module:
+    """A copy of a compressed model with the layers of the plan dense again: the same function, up to rounding.
+
+    `layers` are those of the dense model. Raises SpaceError where the plan does not fit them.
+    """
+    replacements: dict[int, Any] = {}
+    for step in _steps(layers, plan):
+        small = cast("nn.Sequential", model.get_submodule(step.name))
+        replacements[id(small)] = _fold(small, step)
+    return copy.deepcopy(model, replacements)
+
+
+def plan_cost(layers: Iterable[FoundLayer], plan: Mapping[str, LayerChoice], dense: Cost) -> Cost:
+    """What the model costs under the plan, from what it costs dense. Raises SpaceError as `compress` does."""
+    parameters, macs = dense.parameters, dense.macs
+    for step in _steps(layers, plan):
+        before, after = step.shape.cost(), step.method.cost(step.shape, step.ranks)
+        parameters += after.parameters - before.parameters
+        macs += after.macs - before.macs
+    return Cost(parameters=parameters, macs=macs)
+
+
+class _Step(NamedTuple):
+    """One replacement that a plan asks for, known to be possible."""
+
+    name: str
+    shape: LayerShape
+    method: Method
+    ranks: tuple[int, ...]
+
+
+def _steps(layers: Iterable[FoundLayer], plan: Mapping[str, LayerChoice]) -> list[_Step]:
+    found = {layer.name: layer for layer in layers}
+    return [_step(found, name, choice) for name, choice in Plan(plan).items()]
+
+
+def _step(found: Mapping[str, FoundLayer], name: str, choice: LayerChoice) -> _Step:
+    shape = _replaceable(found, name)
+    try:
+        method = method_named(choice.method)
+        method.check(shape, choice.ranks)
+    except SpaceError as error:
+        raise SpaceError(f"layer {name!r}: {error}") from None
+    return _Step(name, shape, method, choice.ranks)
+
+
+def _replaceable(found: Mapping[str, FoundLayer], name: str) -> LayerShape:
+    if name not in found:
+        raise SpaceError(f"the plan names layer {name!r}{nearest(name, found)}; the model has {_some(found)}")
+    layer = found[name]
+    if layer.skipped or layer.shape is None:
+        raise SpaceError(f"layer {name!r} ({layer.kind}) must stay dense: {layer.skipped}; take it out of the plan")
+    return layer.shape
+
+
+def _some(names: Mapping[str, FoundLayer], most: int = 4) -> str:
+    shown = ", ".join(list(names)[:most]) or "no layer that can be replaced"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _build(dense: nn.Conv2d | nn.Linear, step: _Step, device: str | torch.device | None = None) -> nn.Sequential:
+    """The small layer with everything of the dense one but its numbers."""
+    device = device or dense.weight.device
+    small = step.method.build(step.shape, step.ranks, device=device, dtype=dense.weight.dtype)
+    _take_after(dense, small)
+    return small
+
+
+def _decompose(dense: nn.Conv2d | nn.Linear, step: _Step, cache: FactorCache) -> nn.Sequential:
+    small = _build(dense, step, "meta").to_empty(device=dense.weight.device)  # no initial numbers are drawn
+    try:
+        factors = cache.factors(step.method, dense.weight, step.shape)
+    except ModelError as error:
+        raise ModelError(f"layer {step.name!r}: {error}") from None
+    step.method.assign(small, factors, step.ranks, dense.bias)
+    return small
+
+
+def _fold(small: nn.Sequential, step: _Step) -> nn.Conv2d | nn.Linear:
+    last = cast("nn.Conv2d | nn.Linear", small[-1])
+    dense = step.shape.build(device="meta", dtype=last.weight.dtype)
+    _take_after(last, dense)
+    exact = copy.deepcopy(small).double()  # so that the product is rounded once
+    weight = step.method.weight_of(exact, step.shape)
+    dense = dense.to_empty(device=last.weight.device)
+    dense.load_state_dict({**last.state_dict(), "weight": weight})
+    return dense
+
+
+def _take_after(old: nn.Conv2d | nn.Linear, new: nn.Module) -> None:
+    new.train(old.training).to(memory_format=_memory_format(old.weight))
+    for name, parameter in new.named_parameters():  # weight, 0.weight, 1.bias …
+        parameter.requires_grad_(getattr(old, name.rpartition(".")[2]).requires_grad)
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    """Told from strides: is_contiguous() says yes to both formats where there is one tap or one input channel."""
+    channels_last = weight.dim() == 4 and weight.stride(1) == 1 and weight.stride(3) == weight.size(1)
+    return torch.channels_last if channels_last and weight[0].numel() > 1 else torch.contiguous_format

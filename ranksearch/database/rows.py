@@ -1,0 +1,291 @@
+"""Records ⇄ rows. A row is a dict from column name to value; nothing here talks to a database."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from ranksearch.records import (
+    Cost,
+    Environment,
+    FinetuneConfig,
+    LayerChoice,
+    LayerRecord,
+    MeasureConfig,
+    Measurement,
+    Option,
+    Plan,
+    Score,
+    SeedPlan,
+    StudyRecord,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    key_of,
+)
+
+__all__ = [
+    "Row",
+    "choice_of",
+    "choice_row",
+    "dense_spec_of",
+    "finished_row",
+    "layer_of",
+    "layer_row",
+    "measurement_of",
+    "measurement_row",
+    "option_row",
+    "plan_text",
+    "ranks_text",
+    "score_row",
+    "seed_of",
+    "seed_row",
+    "study_of",
+    "study_row",
+    "timing_row",
+    "trial_of",
+    "trial_row",
+]
+
+Row = Mapping[Any, Any]  # column name -> value
+
+_MEASURED = (
+    *("protocol", "batch_size", "ratio", "ratio_low", "ratio_high", "dense_p50_ms", "p50_ms", "p90_ms", "p95_ms"),
+    *("p99_ms", "num_blocks", "num_samples", "num_dropped_blocks", "warmup_seconds", "seconds"),
+)
+_RESULT = ("reason", "details", "parameters", "macs", "bytes", "peak_memory_bytes", "retryable")
+
+
+def plan_text(plan: Plan) -> str:
+    """Compact JSON, `{"layer":"method:ranks"}`, layers in order of their names."""
+    return json.dumps(plan.to_json(), separators=(",", ":"), ensure_ascii=False)
+
+
+def _plan_of(text: str) -> Plan:
+    return Plan({layer: _choice_of(choice) for layer, choice in json.loads(text).items()})
+
+
+@lru_cache(maxsize=65536)  # a study has few different choices and very many trials
+def _choice_of(text: str) -> LayerChoice:
+    return LayerChoice.parse(text)
+
+
+def ranks_text(choice: LayerChoice) -> str:
+    return "x".join(map(str, choice.ranks))
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError on a NaN or an infinity, which SQLite would turn into NULL and others refuse."""
+    for column, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{column} is {value}; only a finite number can be stored")
+    return row
+
+
+# Studies
+
+
+def study_row(study: StudyRecord) -> Row:
+    return {
+        "name": study.name,
+        "created": study.created,
+        "study_key": study.key,
+        "fingerprint": dict(study.fingerprint),
+        "objectives": ",".join(study.objectives),
+        "finetune": study.finetune.to_json(),
+        "measure": study.measure.to_json(),
+        "seed": study.seed,
+        "environment": study.environment.to_json(),
+        "settings": dict(study.settings),
+    }
+
+
+def study_of(row: Row, layers: Sequence[LayerRecord], seeds: Sequence[SeedPlan]) -> StudyRecord:
+    return StudyRecord(
+        name=row["name"],
+        created=row["created"],
+        fingerprint=row["fingerprint"],
+        objectives=tuple(row["objectives"].split(",")) if row["objectives"] else (),
+        layers=tuple(layers),
+        seeds=tuple(seeds),
+        finetune=FinetuneConfig.from_json(row["finetune"]),
+        measure=MeasureConfig.from_json(row["measure"]),
+        seed=row["seed"],
+        environment=Environment.from_json(row["environment"]),
+        settings=row["settings"],
+    )
+
+
+def layer_row(study_id: int, position: int, layer: LayerRecord) -> Row:
+    return {
+        "study_id": study_id,
+        "position": position,
+        "name": layer.name,
+        "kind": layer.kind,
+        "shape": layer.shape,
+        "parameters": layer.cost.parameters,
+        "macs": layer.cost.macs,
+        "skipped": layer.skipped,
+    }
+
+
+def layer_of(row: Row, options: Sequence[Row]) -> LayerRecord:
+    """`options` are the rows of this layer, in order."""
+    return LayerRecord(
+        name=row["name"],
+        kind=row["kind"],
+        shape=row["shape"],
+        cost=_cost_of(row),
+        skipped=row["skipped"],
+        options=tuple(
+            Option(choice=choice_of(option["method"], option["ranks"]), cost=_cost_of(option)) for option in options
+        ),
+    )
+
+
+def _cost_of(row: Row) -> Cost:
+    return Cost(parameters=row["parameters"], macs=row["macs"])
+
+
+def choice_of(method: str, ranks: str) -> LayerChoice:
+    return _choice_of(f"{method}:{ranks}")
+
+
+def option_row(layer_id: int, position: int, option: Option) -> Row:
+    return {
+        "layer_id": layer_id,
+        "position": position,
+        "method": option.choice.method,
+        "ranks": ranks_text(option.choice),
+        "parameters": option.cost.parameters,
+        "macs": option.cost.macs,
+    }
+
+
+def seed_row(study_id: int, position: int, seed: SeedPlan) -> Row:
+    return {"study_id": study_id, "position": position, "origin": seed.origin, "plan": plan_text(seed.plan)}
+
+
+def seed_of(row: Row) -> SeedPlan:
+    return SeedPlan(origin=row["origin"], plan=_plan_of(row["plan"]))
+
+
+# Trials
+
+
+def trial_row(study_id: int, trial: TrialRecord) -> Row:
+    """A trial that starts. What it will result in comes with `finished_row`."""
+    return {
+        "study_id": study_id,
+        "number": trial.number,
+        "origin": trial.origin,
+        "state": trial.state.value,
+        "attempt": trial.attempt,
+        "retry_of": trial.retry_of,
+        "spec_key": key_of(trial.spec),
+        "plan_key": key_of(trial.spec.plan),
+        "plan": plan_text(trial.spec.plan),
+        "seed": trial.spec.seed,
+        "started": trial.started,
+        "retryable": False,
+    }
+
+
+def choice_row(trial_id: int, layer_id: int, choice: LayerChoice) -> Row:
+    return {"trial_id": trial_id, "layer_id": layer_id, "method": choice.method, "ranks": ranks_text(choice)}
+
+
+def finished_row(result: TrialResult, finished: str) -> Row:
+    """The columns of `rs_trial` that a result fills in."""
+    row = {name: getattr(result, name) for name in _RESULT}
+    row |= {"state": result.state.value, "finished": finished}
+    row |= _accuracy("", result.score) | _accuracy("oneshot_", result.oneshot)
+    row["environment"] = result.environment and result.environment.to_json()
+    return row
+
+
+def _accuracy(prefix: str, score: Score | None) -> dict[str, Any]:
+    values = (score.value, score.low, score.high, score.num_examples) if score else (None,) * 4
+    return dict(zip(_accuracy_columns(prefix), values, strict=True))
+
+
+def _accuracy_columns(prefix: str) -> tuple[str, ...]:
+    return (f"{prefix}accuracy", f"{prefix}accuracy_low", f"{prefix}accuracy_high", f"{prefix}num_examples")
+
+
+def _score_of(row: Row, prefix: str) -> Score | None:
+    value, low, high, num_examples = (row[column] for column in _accuracy_columns(prefix))
+    return None if value is None else Score(value=value, low=low, high=high, num_examples=num_examples)
+
+
+def timing_row(trial_id: int, phase: str, seconds: float) -> Row:
+    """Raises ValueError on a number that is not finite."""
+    return _finite({"trial_id": trial_id, "phase": phase, "seconds": seconds})
+
+
+def score_row(trial_id: int, split: str, score: Score) -> Row:
+    return {"trial_id": trial_id, "split": split, **score.to_json()}
+
+
+def dense_spec_of(study: Row) -> TrialSpec:
+    """What the specs of all trials of a study share, with the plan that changes nothing."""
+    return TrialSpec(
+        study=study["study_key"],
+        plan=Plan(),
+        seed=0,
+        finetune=FinetuneConfig.from_json(study["finetune"]),
+        measure=MeasureConfig.from_json(study["measure"]),
+    )
+
+
+def trial_of(row: Row, dense: TrialSpec, measurement: Row | None, seconds: Mapping[str, float]) -> TrialRecord:
+    """`dense` is `dense_spec_of` its study, `measurement` the row of the search, `seconds` those of each phase."""
+    state = TrialState(row["state"])
+    return TrialRecord(
+        number=row["number"],
+        origin=row["origin"],
+        spec=replace(dense, plan=_plan_of(row["plan"]), seed=row["seed"]),
+        state=state,
+        attempt=row["attempt"],
+        retry_of=row["retry_of"],
+        started=row["started"],
+        finished=row["finished"],
+        result=None if state is TrialState.RUNNING else _result_of(row, state, measurement, seconds),
+    )
+
+
+def _result_of(row: Row, state: TrialState, measurement: Row | None, seconds: Mapping[str, float]) -> TrialResult:
+    return TrialResult(
+        key=row["spec_key"],
+        state=state,
+        score=_score_of(row, ""),
+        oneshot=_score_of(row, "oneshot_"),
+        measurement=measurement_of(measurement) if measurement else None,
+        seconds=dict(seconds),
+        environment=row["environment"] and Environment.from_json(row["environment"]),
+        **{name: row[name] for name in _RESULT},
+    )
+
+
+# Measurements
+
+
+def measurement_row(trial_id: int, measurement: Measurement, kind: str, created: str) -> Row:
+    """Raises ValueError on a number that is not finite."""
+    row: dict[str, Any] = {name: getattr(measurement, name) for name in _MEASURED}
+    row |= {"trial_id": trial_id, "kind": kind, "created": created, "flags": ",".join(measurement.flags)}
+    row |= {"identity_key": key_of(measurement.identity), "identity": dict(measurement.identity)}
+    row["conditions"] = dict(_finite(dict(measurement.conditions)))
+    return _finite(row)
+
+
+def measurement_of(row: Row) -> Measurement:
+    return Measurement(
+        identity=row["identity"],
+        conditions=row["conditions"],
+        flags=tuple(row["flags"].split(",")) if row["flags"] else (),
+        **{name: row[name] for name in _MEASURED},
+    )

@@ -1,0 +1,100 @@
+"""What a model is on a device, found before the first trial: its layers, its cost, and how to train it fastest.
+
+Runs on a worker of the study's device class; takes nothing from the database and returns plain records.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from ranksearch import latency
+from ranksearch.finetune import finetune, fixed_batches, memory_format
+from ranksearch.layers import FoundLayer
+from ranksearch.records import Cost, Environment, FinetuneConfig, MeasureConfig
+from ranksearch.workbench import Workbench
+
+__all__ = ["Description", "describe"]
+
+# A faster way to train is taken only when it is this much faster: the probe is short and the machine may be noisy.
+WORTHWHILE = 0.9
+PROBE_EXAMPLES = 16
+PROBE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    layers: tuple[FoundLayer, ...]
+    dense: Cost
+    environment: Environment
+    identity: dict[str, str]  # of the latency measurements that will be made
+    finetune: FinetuneConfig  # nothing left to "auto"
+    measure: MeasureConfig
+
+
+def describe(bench: Workbench, finetune: FinetuneConfig, measure: MeasureConfig, cores: int) -> Description:
+    """Look at the dense model on the worker's device. `cores` is how many a trial may use for training."""
+    resolved = latency.resolve(measure, bench.device)
+    with bench.lock.shared():
+        return Description(
+            layers=bench.layers,
+            dense=bench.dense_cost,
+            environment=latency.environment(bench.device),
+            identity=latency.identity(resolved, bench.device),
+            finetune=_resolve(bench, finetune, cores),
+            measure=resolved,
+        )
+
+
+def _resolve(bench: Workbench, config: FinetuneConfig, cores: int) -> FinetuneConfig:
+    """Threads, layout and precision that train this model fastest here, one after the other."""
+    fixed = dataclasses.replace(
+        config,
+        threads=config.threads or 1,
+        layout="contiguous" if config.layout == "auto" else config.layout,
+        precision="float32" if config.precision == "auto" else config.precision,
+    )
+    rivals: list[Callable[[FinetuneConfig], FinetuneConfig]] = []
+    if config.threads == 0 and cores > 1:
+        rivals.append(lambda best: dataclasses.replace(best, threads=cores))
+    if config.layout == "auto":
+        rivals.append(lambda best: dataclasses.replace(best, layout="channels_last"))
+    if config.precision == "auto":
+        rivals.append(lambda best: dataclasses.replace(best, precision="bfloat16"))
+    if not rivals:
+        return fixed
+    deadline = perf_counter() + PROBE_SECONDS
+    best, best_seconds = fixed, _step_seconds(bench, fixed)
+    for rival in rivals:
+        if perf_counter() > deadline:
+            break
+        candidate = rival(best)
+        seconds = _step_seconds(bench, candidate)
+        if seconds < WORTHWHILE * best_seconds:
+            best, best_seconds = candidate, seconds
+    return best
+
+
+def _step_seconds(bench: Workbench, config: FinetuneConfig) -> float:
+    """Median seconds of a small training step, after one to warm up."""
+    probe = dataclasses.replace(config, steps=4, batch_size=min(config.batch_size, PROBE_EXAMPLES), learning_rate=1e-6)
+    torch.set_num_threads(config.threads)
+    model = copy.deepcopy(bench.dense).to(memory_format=memory_format(config.layout))
+    batches = list(fixed_batches(bench.task, bench.dense, probe, 0, bench.device))
+    seconds = [
+        _timed(lambda batch=batch: finetune(model, [batch], bench.task, probe, bench.device), bench.device)
+        for batch in batches
+    ]
+    return median(seconds[1:])
+
+
+def _timed(action: Callable[[], object], device: torch.device) -> float:
+    start = perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - start

@@ -1,0 +1,325 @@
+"""What may be tried: a YAML file and the model's layers → per layer an ordered list of options → a plan.
+
+The YAML's format is `SpaceConfig`; search_spaces/README.md shows it by example and search_spaces/schema.json is made
+from it. Options are derived once, when a study is created, and stored with it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ranksearch.data_folder import data_folder
+from ranksearch.errors import SpaceError
+from ranksearch.factorize import METHODS, LayerShape, Method
+from ranksearch.layers import FoundLayer
+from ranksearch.records import DENSE, OBJECTIVES, Cost, LayerChoice, LayerRecord, Option, Plan, nearest
+
+__all__ = ["LayerRule", "RankRule", "SearchSpace", "SpaceConfig", "layer_records", "load_space"]
+
+FIRST, LAST = "@first", "@last"
+
+# On a 1×1 kernel these are the SVD again, in more steps.
+SVD_ON_MATRICES = frozenset({"spatial_svd", "channel_svd", "tucker2"})
+
+Rank = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RankRule(_Strict):
+    """Which ranks of a method are worth trying on a layer."""
+
+    multiple: Rank = Field(
+        default=16,
+        description="Ranks are multiples of this; a layer whose largest rank is small uses a finer step, so that there "
+        "are at least four.",
+    )
+    also: tuple[Rank, ...] = Field(
+        default=(), description="Ranks to try besides the multiples, where a layer has them."
+    )
+    minimum: Rank = Field(default=1, description="The smallest rank.")
+    maximum: Rank | None = Field(default=None, description="The largest rank; the layer's own maximum when absent.")
+    values: tuple[Rank, ...] | None = Field(
+        default=None, description="Exactly these ranks, instead of multiples. One beyond a layer's maximum is an error."
+    )
+    kept: tuple[Share, Share] = Field(
+        default=(0.03, 0.75),
+        description="Smallest and largest share of the layer's dense MACs that an option may keep (of its parameters "
+        "where neither latency nor MACs are an objective).",
+    )
+    per_method: Annotated[int, Field(ge=1)] = Field(
+        default=12, description="At most this many ranks of a method on a layer, spread evenly."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RankRule":
+        if self.maximum is not None and self.maximum < self.minimum:
+            raise ValueError(f"maximum is {self.maximum}; it must be at least the minimum, {self.minimum}")
+        if self.kept[0] >= self.kept[1]:
+            raise ValueError(f"kept is {list(self.kept)}; the first share must be smaller than the second")
+        return self
+
+
+class LayerRule(_Strict):
+    """What differs for the layers whose name matches a pattern. A later rule wins over an earlier one."""
+
+    match: str = Field(description="A layer's name or a pattern with * and ?, or @first, @last.")
+    dense: bool | None = Field(
+        default=None,
+        description="Keep these layers dense, or (false) search them although they are the stem or the classifier.",
+    )
+    methods: tuple[str, ...] | None = Field(default=None, description="Methods to try on these layers.")
+    ranks: RankRule | None = Field(default=None, description="Keys of the rank rule that differ for these layers.")
+
+
+class SpaceConfig(_Strict):
+    """A search space: what may become of each layer, and what is optimised."""
+
+    name: str
+    description: str = ""
+    objectives: tuple[str, ...] = Field(default=("latency", "accuracy"), description=f"Any of {', '.join(OBJECTIVES)}.")
+    methods: tuple[str, ...] = Field(
+        default=("svd", "spatial_svd", "channel_svd", "tucker2"),
+        description="Methods to try on every layer that can take them; the earlier one wins between two of equal cost.",
+    )
+    ranks: RankRule = RankRule()
+    dense: tuple[str, ...] = Field(
+        default=(FIRST, LAST),
+        description="Layers that stay dense: names, patterns, @first (the stem), @last (the classifier).",
+    )
+    layers: tuple[LayerRule, ...] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> "SpaceConfig":
+        for methods in (self.methods, *(rule.methods or () for rule in self.layers)):
+            _check_words("method", methods, METHODS)
+        _check_words("objective", self.objectives, OBJECTIVES)
+        if (
+            len(set(self.objectives)) < len(self.objectives)
+            or "accuracy" not in self.objectives
+            or len(self.objectives) < 2
+        ):
+            raise ValueError(
+                f"objectives are {list(self.objectives)}; they must be accuracy and at least one other, each once"
+            )
+        for rule in self.layers:
+            self.rank_rule(rule)  # the merged rule must be one, too
+        return self
+
+    def rank_rule(self, rule: LayerRule | None) -> RankRule:
+        changed = rule.ranks.model_dump(exclude_unset=True) if rule and rule.ranks else {}
+        return RankRule.model_validate(self.ranks.model_dump() | changed)
+
+
+def _check_words(what: str, words: Sequence[str], allowed: Mapping[str, object]) -> None:
+    for word in words:
+        if word not in allowed:
+            raise ValueError(f"unknown {what} {word!r}{nearest(word, allowed)}; allowed are {', '.join(allowed)}")
+
+
+def load_space(name: str) -> SpaceConfig:
+    """The space of a name in search_spaces/, or of a YAML file. Raises SpaceError, one line saying where and why."""
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = data_folder("search_spaces") / f"{name}.yaml"
+    if not path.is_file():
+        shipped = sorted(p.stem for p in data_folder("search_spaces").glob("*.yaml"))
+        raise SpaceError(
+            f"no search space {name!r}{nearest(name, shipped)}; give one of {', '.join(shipped)} or a .yaml file"
+        )
+    try:
+        return SpaceConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpaceError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise SpaceError(f"{path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    if first["type"] == "extra_forbidden":
+        allowed = [*SpaceConfig.model_fields, *RankRule.model_fields, *LayerRule.model_fields]
+        return f"unknown key {where!r}{nearest(str(first['loc'][-1]), allowed)}"
+    if first["type"] in {"model_type", "missing"}:
+        return f"{where}: {first['msg'].lower()}; search_spaces/README.md shows the format"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}" + _got(first)
+
+
+def _got(error: Mapping[str, Any]) -> str:
+    return "" if error["type"] == "value_error" else f" (got {error['input']!r})"
+
+
+def layer_records(config: SpaceConfig, found: Sequence[FoundLayer]) -> tuple[LayerRecord, ...]:
+    """Every layer of the model with its options, or the reason why it has none, in the order of the forward pass.
+
+    Raises SpaceError where a pattern matches no layer, an explicit rank is out of range, or no layer has any option.
+    """
+    _check_patterns(config, found)
+    records = tuple(_record(config, layer, _aliases(found)) for layer in found)
+    if not any(record.options for record in records):
+        reasons = (
+            "; ".join(sorted({f"{r.name}: {r.skipped}" for r in records})[:4]) or "it has no layer of a known kind"
+        )
+        raise SpaceError(f"space {config.name!r} leaves nothing to search in this model ({reasons}); loosen its rules")
+    return records
+
+
+def _aliases(found: Sequence[FoundLayer]) -> dict[str, str]:
+    """Layer name → @first or @last, for the first and the last layer that could be factorized at all."""
+    usable = [layer.name for layer in found if layer.shape is not None and layer.skipped is None]
+    return {usable[-1]: LAST, usable[0]: FIRST} if usable else {}
+
+
+def _check_patterns(config: SpaceConfig, found: Sequence[FoundLayer]) -> None:
+    names = [layer.name for layer in found]
+    for pattern in (*config.dense, *(rule.match for rule in config.layers)):
+        if pattern not in (FIRST, LAST) and not any(fnmatchcase(name, pattern) for name in names):
+            raise SpaceError(
+                f"layer pattern {pattern!r} matches nothing{nearest(pattern, names)}; layers are {', '.join(names)}"
+            )
+
+
+def _record(config: SpaceConfig, layer: FoundLayer, aliases: Mapping[str, str]) -> LayerRecord:
+    names = (layer.name, aliases.get(layer.name, layer.name))
+
+    def matches(pattern: str) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names)
+
+    rules = [rule for rule in config.layers if matches(rule.match)]
+    dense = _last((rule.dense for rule in rules), default=any(matches(p) for p in config.dense))
+    methods = _last((rule.methods for rule in rules), default=config.methods)
+    ranks = config.rank_rule(_last((rule if rule.ranks else None for rule in rules), default=None))
+    options, reason = (), layer.skipped
+    if layer.shape is not None and reason is None:
+        options, reason = (
+            ((), "kept dense by the space") if dense else _options(config, layer.name, layer.shape, methods, ranks)
+        )
+    return LayerRecord(
+        name=layer.name,
+        kind=layer.kind,
+        shape=str(layer.shape or ""),
+        cost=layer.shape.cost() if layer.shape else Cost(parameters=0, macs=0),
+        skipped=reason,
+        options=options,
+    )
+
+
+def _last(values: Iterator[T | None], default: T) -> T:
+    return ([default] + [v for v in values if v is not None])[-1]
+
+
+def _options(
+    config: SpaceConfig, name: str, shape: LayerShape, methods: Sequence[str], rule: RankRule
+) -> tuple[tuple[Option, ...], str | None]:
+    """The options ordered by cost, dense last; none and a reason where no method has anything to offer."""
+    dense = shape.cost()
+    by_cost: dict[Cost, Option] = {}
+    refusals: list[str] = []
+    is_matrix = METHODS["svd"].refuses(shape) is None and "svd" in methods
+    for method in (METHODS[m] for m in methods if not (is_matrix and m in SVD_ON_MATRICES)):
+        if reason := method.refuses(shape):
+            refusals.append(f"{method.name}: {reason}")
+            continue
+        for option in _options_of(config, name, shape, method, rule):
+            by_cost.setdefault(option.cost, option)
+    if not by_cost:
+        return (), "; ".join(refusals) if len(refusals) == len(
+            methods
+        ) else f"no rank keeps {rule.kept[0]:g} to {rule.kept[1]:g} of its cost"
+    ordered = sorted(by_cost.values(), key=lambda o: (_weight(config, o.cost), o.cost.parameters, str(o.choice)))
+    return (*ordered, Option(choice=DENSE, cost=dense)), None
+
+
+def _options_of(config: SpaceConfig, name: str, shape: LayerShape, method: Method, rule: RankRule) -> list[Option]:
+    dense = _weight(config, shape.cost())
+    low, high = (share * dense for share in rule.kept)
+    options = [
+        Option(choice=LayerChoice(method=method.name, ranks=ranks), cost=method.cost(shape, ranks))
+        for ranks in _rank_grid(name, method.max_ranks(shape), rule)
+    ]
+    return _thin([o for o in options if low <= _weight(config, o.cost) <= high], rule.per_method)
+
+
+def _weight(config: SpaceConfig, cost: Cost) -> int:
+    """What `kept` is a share of: MACs stand for time; parameters where only size is searched for."""
+    return cost.macs if {"latency", "macs"} & set(config.objectives) else cost.parameters
+
+
+def _rank_grid(name: str, largest: tuple[int, ...], rule: RankRule) -> list[tuple[int, ...]]:
+    """Rank tuples along the diagonal: every rank the same share of its own maximum, rounded to the step."""
+    top = max(largest)
+    if rule.values is not None:
+        if outside := [v for v in rule.values if v > top]:
+            raise SpaceError(f"rank {outside[0]} is out of range for layer {name!r}; its largest rank is {top}")
+        steps = sorted(set(rule.values))
+    else:
+        steps = sorted({*range(_step(rule, top), top + 1, _step(rule, top)), *rule.also})
+    steps = [s for s in steps if rule.minimum <= s <= min(rule.maximum or top, top)]
+    return list(dict.fromkeys(tuple(_scaled(step, top, m, rule) for m in largest) for step in steps))
+
+
+def _step(rule: RankRule, top: int) -> int:
+    return min(rule.multiple, max(1, top // 4))
+
+
+def _scaled(step: int, top: int, largest: int, rule: RankRule) -> int:
+    if largest == top:
+        return step
+    unit = _step(rule, largest)
+    return min(largest, max(unit, round(step * largest / top / unit) * unit))
+
+
+def _thin(options: list[Option], count: int) -> list[Option]:
+    """At most `count` options, evenly spaced, both ends kept."""
+    if len(options) <= count:
+        return options
+    last = len(options) - 1
+    return [options[round(i * last / max(1, count - 1))] for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """Layers with options, as one ordered integer each: the option's index."""
+
+    layers: tuple[LayerRecord, ...]
+
+    @property
+    def searched(self) -> tuple[LayerRecord, ...]:
+        return tuple(layer for layer in self.layers if layer.options)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Layer name → number of options."""
+        return {layer.name: len(layer.options) for layer in self.searched}
+
+    def plan(self, indices: Mapping[str, int]) -> Plan:
+        return Plan({layer.name: layer.options[indices[layer.name]].choice for layer in self.searched})
+
+    def indices(self, plan: Plan) -> dict[str, int]:
+        """Raises SpaceError on a choice that is not among its layer's options."""
+        return {layer.name: self._index(layer, plan.get(layer.name, DENSE)) for layer in self.searched}
+
+    def _index(self, layer: LayerRecord, choice: LayerChoice) -> int:
+        for index, option in enumerate(layer.options):
+            if option.choice == choice:
+                return index
+        offered = ", ".join(str(option.choice) for option in layer.options)
+        raise SpaceError(f"{choice} is not an option of layer {layer.name!r}; it has {offered}")
+
+
+if __name__ == "__main__":  # python -m ranksearch.space > search_spaces/schema.json
+    import json
+    import sys
+
+    json.dump(SpaceConfig.model_json_schema(), sys.stdout, indent=2)
+    sys.stdout.write("\n")

@@ -1,0 +1,277 @@
+"""The whole job: look at the model, fix the study, run trials until the budget is spent, score the front on test data.
+
+Running it again with the same arguments resumes; a larger budget extends.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from ranksearch.allocate import uniform_sweep
+from ranksearch.database import Database, study_lock
+from ranksearch.errors import ConfigError, FingerprintError, NotFoundError
+from ranksearch.evaluate import evaluate
+from ranksearch.layers import find_layers
+from ranksearch.outbox import Outbox
+from ranksearch.profile import Description, describe
+from ranksearch.records import (
+    FinetuneConfig,
+    LayerRecord,
+    MeasureConfig,
+    Plan,
+    Score,
+    SeedPlan,
+    StudyRecord,
+    TrialRecord,
+    TrialSpec,
+    key_of,
+    nearest,
+)
+from ranksearch.space import SearchSpace, SpaceConfig, layer_records, load_space
+from ranksearch.study.mirror import OptunaMirror
+from ranksearch.study.sampler import TPESampler
+from ranksearch.study.source import StudySource, now
+from ranksearch.study.study import DEFAULT_STORAGE, Study, files_folder, restored
+from ranksearch.tasks import Task
+from ranksearch.tasks.inputs import forward
+from ranksearch.workbench import Workbench
+from ranksearch.workers.executor import ClusterConfig, Executor, WorkerSetup
+from ranksearch.workers.inline import InlineExecutor
+
+__all__ = ["Listener", "SearchConfig", "run_search"]
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
+
+
+class Listener(Protocol):
+    """Hears of a run's progress. Called from the driver's thread."""
+
+    def on_stage(self, text: str) -> None: ...
+    def on_start(self, study: StudyRecord, trials: list[TrialRecord], budget: int) -> None: ...
+    def on_trial(self, trial: TrialRecord) -> None: ...
+
+
+class Quiet:
+    def on_stage(self, text: str) -> None:
+        pass
+
+    def on_start(self, study: StudyRecord, trials: list[TrialRecord], budget: int) -> None:
+        pass
+
+    def on_trial(self, trial: TrialRecord) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    budget: int = 200
+    study: str | None = None  # None: <model>-<data>-<device>
+    storage: str = DEFAULT_STORAGE
+    space: SpaceConfig = field(default_factory=lambda: load_space("default"))
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    executor: str = "ray"  # ray | inline
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    trial_timeout_seconds: float | None = None
+    max_failures: int | None = None  # None: a tenth of the budget, at least 10
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])  # how model and data were named
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ConfigError(f"budget is {self.budget}; it must be 1 or more trials")
+        if self.study is not None and not STUDY_NAME.fullmatch(self.study):
+            rule = "up to 120 letters, digits and . _ + -, the first a letter or digit"
+            raise ConfigError(f"study name is {self.study!r}; use {rule}")
+        for name, got, allowed in (
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("executor", self.executor, ("ray", "inline")),
+        ):
+            if got not in allowed:
+                raise ConfigError(f"{name} is {got!r}{nearest(got, allowed)}; it must be one of {', '.join(allowed)}")
+        if self.trial_timeout_seconds is not None and self.trial_timeout_seconds <= 0:
+            raise ConfigError(f"trial timeout is {self.trial_timeout_seconds:g} s; it must be more than 0")
+
+
+def run_search(task: Task, config: SearchConfig, listener: Listener | None = None) -> Study:
+    """Search until the study has `config.budget` finished trials, then score its front on the test split.
+
+    Raises UsageError before anything is written where the arguments cannot be used, FingerprintError where the study
+    exists with another model, data set, space, objective or device.
+    """
+    listener = listener or Quiet()
+    layers = layer_records(config.space, find_layers(task.model, task.example_input, forward=forward))
+    device = _device(config)
+    name = config.study or default_name(task, device)
+    intent = _fingerprint(task, config)
+    existing = resumable(config.storage, name, intent)
+    files = files_folder(config.storage, name)
+    listener.on_stage("starting workers")
+    executor = _executor(config, WorkerSetup(task, device, files, config.trial_timeout_seconds))
+    try:
+        listener.on_stage("looking at the model on a worker")
+        known = existing or config  # what a study has resolved is not probed again
+        description = executor.call(describe, known.finetune, known.measure, executor.cores)
+        with Database.open(config.storage) as database, study_lock(database, name):
+            study = database.load_study(name) or _new_study(database, name, config, layers, description, intent)
+            _compare(name, study.fingerprint, intent | _device_fingerprint(description))
+            files.mkdir(parents=True, exist_ok=True)
+            _run_trials(database, study, config, executor, Outbox(files), listener)
+            _score_front(database, study, executor, listener)
+    finally:
+        executor.close()
+    return Study.open(name, config.storage, task=task)
+
+
+def default_name(task: Task, device: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{task.model_name}-{task.data_name}-{device}").strip("-")[:120]
+
+
+def _device(config: SearchConfig) -> str:
+    """The driver's node may have no GPU: with Ray, asking for GPUs is asking for CUDA."""
+    if config.device != "auto":
+        return config.device
+    wanted = config.cluster.gpus_per_trial
+    return "cuda" if (wanted if wanted is not None else torch.cuda.is_available()) else "cpu"
+
+
+def _executor(config: SearchConfig, setup: WorkerSetup) -> Executor:
+    if config.executor == "inline":
+        return InlineExecutor(setup, config.cluster.cpus_per_trial)
+    from ranksearch.workers.tune import TuneExecutor  # seconds to import; not needed inline
+
+    return TuneExecutor(setup, config.cluster)
+
+
+# --- what a study fixes ----------------------------------------------------------------------------------------------
+
+
+def _fingerprint(task: Task, config: SearchConfig) -> dict[str, str]:
+    """What the arguments alone decide. The device's identity joins once a worker has looked."""
+    return task.fingerprint() | {
+        "space": key_of(config.space.model_dump(mode="json")),
+        "objectives": ", ".join(config.space.objectives),
+        "seed": str(config.seed),
+        "finetune": key_of(config.finetune),
+        "measure": key_of(config.measure),
+    }
+
+
+def resumable(storage: str, name: str, fingerprint: Mapping[str, str]) -> StudyRecord | None:
+    """The stored study of that name, if there is one. Raises FingerprintError where it is another; writes nothing."""
+    try:
+        with Database.open(storage, create=False) as database:
+            existing = database.load_study(name)
+    except NotFoundError:
+        return None
+    if existing is not None:
+        _compare(name, existing.fingerprint, fingerprint)
+    return existing
+
+
+def _compare(name: str, existing: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    different = "; ".join(
+        f"{part} (it has {_short(existing.get(part, 'none'))}, this run {_short(value)})"
+        for part, value in wanted.items()
+        if existing.get(part) != value
+    )
+    if different:
+        raise FingerprintError(
+            f"study {name!r} exists with another {different}; choose another --study or restore what changed"
+        )
+
+
+def _short(value: str) -> str:
+    """A hash by its beginning; other values as they are."""
+    return value[:12] if re.fullmatch("[0-9a-f]{16,}", value) else value
+
+
+def _device_fingerprint(description: Description) -> dict[str, str]:
+    identity = {f"latency {k}": v for k, v in description.identity.items()}
+    return {"device": description.environment.device_model} | identity
+
+
+def _new_study(
+    database: Database,
+    name: str,
+    config: SearchConfig,
+    layers: tuple[LayerRecord, ...],
+    description: Description,
+    intent: dict[str, str],
+) -> StudyRecord:
+    """Fixes what every later run reads back: options, seeds, and what was left to the machine to decide."""
+    study = StudyRecord(
+        name=name,
+        created=now(),
+        fingerprint=intent | _device_fingerprint(description),
+        objectives=config.space.objectives,
+        layers=layers,
+        seeds=(SeedPlan(origin="dense", plan=Plan()), *uniform_sweep(layers)),
+        finetune=description.finetune,
+        measure=description.measure,
+        seed=config.seed,
+        environment=description.environment,
+        settings=dict(config.settings),
+    )
+    database.save_study(study)
+    return study
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def _run_trials(
+    database: Database, study: StudyRecord, config: SearchConfig, executor: Executor, outbox: Outbox, listener: Listener
+) -> None:
+    mirror = OptunaMirror(database, study)
+    try:
+        trials = database.trials(study.name)
+        mirror.catch_up(trials)
+        space = SearchSpace(study.layers)
+        source = StudySource(
+            database=database,
+            mirror=mirror,
+            study=study,
+            trials=trials,
+            make_sampler=lambda history: TPESampler(space, study.objectives, study.seed, history),
+            budget=config.budget,
+            outbox=outbox,
+            max_failures=config.max_failures if config.max_failures is not None else max(10, config.budget // 10),
+            on_trial=listener.on_trial,
+        )
+        listener.on_start(study, trials, config.budget)
+        source.adopt_orphans()
+        if not source.exhausted:
+            executor.run(source)
+    finally:
+        mirror.close()
+
+
+def _score_front(database: Database, study: StudyRecord, executor: Executor, listener: Listener) -> None:
+    """Accuracy on the test split for the front and the dense model, those that have none yet."""
+    frame = database.trials_frame(study.name)
+    wanted = set(database.pareto_frame(study.name).index) | set(
+        frame.index[(frame.origin == "dense") & (frame.state == "complete")]
+    )
+    missing = [int(n) for n in sorted(wanted) if not frame.test_accuracy.notna()[n]]
+    if not missing:
+        return
+    listener.on_stage(f"scoring {len(missing)} trials on the test split")
+    specs = [database.trial(study.name, n).spec for n in missing]
+    for number, score in zip(missing, executor.call(score_on_test, specs), strict=True):
+        if score is not None:
+            database.add_score(study.name, number, "test", score)
+
+
+def score_on_test(bench: Workbench, specs: list[TrialSpec]) -> list[Score | None]:
+    """Each trial's model on the test split: from its kept weights, or trained again where they are elsewhere."""
+    if bench.task.test is None:
+        return [None] * len(specs)
+    with bench.lock.shared():
+        return [
+            evaluate(restored(bench, spec), bench.task.test, bench.task.metric, device=bench.device) for spec in specs
+        ]

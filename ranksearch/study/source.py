@@ -1,0 +1,174 @@
+"""What runs next, and what is written when it ends: the budget's bookkeeping between the study and its workers.
+
+Everything is derived from the trials as they stand in the database, so a resumed run goes on where the last one was
+killed: a lost trial awaits a retry, a seed that no trial has is still to come, and the sampler fills the rest.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ranksearch.database import Database
+from ranksearch.errors import TooManyFailuresError
+from ranksearch.outbox import Outbox
+from ranksearch.records import OBJECTIVES, Plan, StudyRecord, TrialRecord, TrialResult, TrialSpec, TrialState, key_of
+from ranksearch.study.mirror import OptunaMirror, values_of
+from ranksearch.study.sampler import Sampler
+from ranksearch.workers.executor import Job
+
+__all__ = ["MAX_RETRIES", "StudySource", "may_retry", "now"]
+
+MAX_RETRIES = 2
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class StudySource:
+    """Gives jobs until `budget` logical trials are finished. A retry takes the place of the trial it repeats.
+
+    Raises TooManyFailuresError when the dense model's own trial failed for good, or more than `max_failures` others.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        mirror: OptunaMirror,
+        study: StudyRecord,
+        trials: list[TrialRecord],
+        make_sampler: Callable[[list[TrialRecord]], Sampler],
+        budget: int,
+        outbox: Outbox,
+        max_failures: int,
+        on_trial: Callable[[TrialRecord], None],
+    ) -> None:
+        self._database, self._mirror, self._study, self._outbox = database, mirror, study, outbox
+        self._trials = {trial.number: trial for trial in trials}
+        self._sampler = make_sampler(trials)
+        self._budget, self._max_failures, self._on_trial = budget, max_failures, on_trial
+        self._dry = False  # the space holds no more plans
+        tried = {trial.spec.plan for trial in trials}
+        self._seeds = deque(seed for seed in study.seeds if seed.plan not in tried)
+        self._front: dict[int, list[float]] = {}  # number -> objectives, all to be minimised
+        for trial in trials:
+            self._update_front(trial)
+
+    # --- jobs out ---
+
+    def suggest(self) -> Job | None:
+        record = next(self._proposals(), None)
+        if record is None:
+            return None
+        self._outbox.drop_result(key_of(record.spec))  # of an earlier attempt
+        self._database.start_trial(self._study.name, record)
+        self._mirror.start(record)
+        self._trials[record.number] = record
+        return Job(record.number, record.spec)
+
+    @property
+    def exhausted(self) -> bool:
+        return (self._dry or self.num_claimed >= self._budget) and not self._awaiting() and not self._running()
+
+    @property
+    def num_claimed(self) -> int:
+        """Logical trials: neither superseded by a retry nor waiting for one."""
+        return len(self._trials) - len(self._superseded()) - len(self._awaiting())
+
+    def _proposals(self) -> Iterator[TrialRecord]:
+        for lost in self._awaiting():
+            yield self._record(lost.spec.plan, lost.origin, attempt=lost.attempt + 1, retry_of=lost.number)
+        if self.num_claimed >= self._budget:
+            return
+        if self._seeds:
+            seed = self._seeds.popleft()
+            yield self._record(seed.plan, seed.origin)
+        plan = None if self._dry else self._sampler.propose()
+        if plan is None:
+            self._dry = True
+            return
+        yield self._record(plan, "sampler")
+
+    def _record(self, plan: Plan, origin: str, *, attempt: int = 0, retry_of: int | None = None) -> TrialRecord:
+        study = self._study
+        spec = TrialSpec(study=study.key, plan=plan, seed=study.seed, finetune=study.finetune, measure=study.measure)
+        number = len(self._trials)
+        return TrialRecord(number=number, origin=origin, spec=spec, attempt=attempt, retry_of=retry_of, started=now())
+
+    def _superseded(self) -> set[int]:
+        return {trial.retry_of for trial in self._trials.values() if trial.retry_of is not None}
+
+    def _awaiting(self) -> list[TrialRecord]:
+        superseded = self._superseded()
+        return [trial for trial in self._trials.values() if may_retry(trial) and trial.number not in superseded]
+
+    def _running(self) -> bool:
+        return any(trial.state is TrialState.RUNNING for trial in self._trials.values())
+
+    # --- results in ---
+
+    def complete(self, job: Job, result: TrialResult) -> None:
+        record = self._write(self._trials[job.number], result)
+        if not may_retry(record):
+            self._sampler.observe(record)
+            self._keep_front_weights(record)
+        self._on_trial(record)
+        self._check_failures(record)
+
+    def _write(self, record: TrialRecord, result: TrialResult) -> TrialRecord:
+        record = replace(record, state=result.state, result=result, finished=now())
+        self._database.finish_trial(self._study.name, record.number, result, record.finished or now())
+        self._mirror.finish(record)
+        self._trials[record.number] = record
+        return record
+
+    def adopt_orphans(self) -> None:
+        """End the trials that a killed driver left running: with the result its worker left behind, or as lost.
+
+        Only for the one driver that holds the study's lock, before its first job.
+        """
+        for record in [t for t in self._trials.values() if t.state is TrialState.RUNNING]:
+            key = key_of(record.spec)
+            lost = TrialResult(key=key, state=TrialState.FAILED, reason="the driver ended while it ran", retryable=True)
+            self.complete(Job(record.number, record.spec), self._outbox.result(key) or lost)
+
+    def _check_failures(self, record: TrialRecord) -> None:
+        failed = [t for t in self._trials.values() if t.state is TrialState.FAILED and not may_retry(t)]
+        failed = [t for t in failed if t.number not in self._superseded()]
+        dense_failed = record.origin == "dense" and record in failed
+        if dense_failed or len(failed) > self._max_failures:
+            reason = record.result.reason if record.result else None
+            which = "the dense model's own trial" if dense_failed else f"{len(failed)} trials"
+            raise TooManyFailuresError(
+                f"{which} failed; the last one: {reason}; see `ranksearch trials --study {self._study.name}`"
+            )
+
+    def _keep_front_weights(self, record: TrialRecord) -> None:
+        """Weights of dominated trials are dropped: only a front's models are taken home."""
+        if self._update_front(record):
+            self._outbox.drop_weights_except({key_of(self._trials[n].spec) for n in self._front} | self._running_keys())
+
+    def _update_front(self, record: TrialRecord) -> bool:
+        """Returns whether `record` is complete, and so may have changed which weights are wanted."""
+        values = values_of(record, self._study.objectives)
+        if values is None:
+            return False
+        losses = [v if OBJECTIVES[o] else -v for v, o in zip(values, self._study.objectives, strict=True)]
+        if not any(_dominates(other, losses) for other in self._front.values()):
+            self._front = {n: other for n, other in self._front.items() if not _dominates(losses, other)}
+            self._front[record.number] = losses
+        return True
+
+    def _running_keys(self) -> set[str]:
+        return {key_of(t.spec) for t in self._trials.values() if t.state is TrialState.RUNNING}
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def may_retry(trial: TrialRecord) -> bool:
+    result = trial.result
+    return trial.state is TrialState.FAILED and bool(result and result.retryable) and trial.attempt < MAX_RETRIES

@@ -1,0 +1,148 @@
+"""One trial: compress → measure → re-estimate → fine-tune → evaluate. A plain function of a `TrialSpec`.
+
+    candidate = compress(dense, plan)
+    latency   = measure(dense, candidate)          the device to itself; does not depend on trained weights
+    one-shot  = evaluate(re-estimate(candidate))
+    tuned     = evaluate(re-estimate(finetune(candidate)))
+    the better of the two is the trial's model
+
+Knows nothing of Ray, Optuna or SQL. What is computed once per worker lives in `Workbench`.
+"""
+
+import copy
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from ranksearch.compress import plan_cost
+from torch import nn
+
+from ranksearch import latency, memory
+from ranksearch.calibrate import reestimate_batchnorm
+from ranksearch.errors import NonFiniteError
+from ranksearch.evaluate import evaluate
+from ranksearch.finetune import finetune, memory_format
+from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
+from ranksearch.workbench import Workbench
+
+__all__ = ["Trained", "run", "train"]
+
+
+class _Phases:
+    """Seconds spent in each named phase, sub-phases of one name added up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+
+def run(spec: TrialSpec, bench: Workbench) -> TrialResult:
+    """Run one trial. Never raises for what a trial does wrong: the result then is `failed`, with the reason."""
+    start = perf_counter()
+    phase = _Phases()
+    memory.reset_peak(bench.device)
+    failure: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    try:
+        for name, value in _steps(spec, bench, phase):
+            found |= {name: value}  # at once: what was found before a failure is kept
+    except Exception as error:  # noqa: BLE001 - one bad trial must not end the run, whatever it raised
+        failure = {"reason": _one_line(error), "details": traceback.format_exc(limit=-8)}
+    state = TrialState.FAILED if failure else TrialState.COMPLETE
+    phase.seconds["overhead"] = perf_counter() - start - sum(phase.seconds.values())
+    return TrialResult(
+        key=key_of(spec),
+        state=state,
+        peak_memory_bytes=memory.peak(bench.device),
+        seconds=phase.seconds,
+        environment=latency.environment(bench.device),
+        **found | failure,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
+
+
+def _steps(spec: TrialSpec, bench: Workbench, phase: _Phases) -> Iterator[tuple[str, Any]]:
+    """The fields of the result, each as soon as it is known, so that a failed trial keeps what it had."""
+    with phase("compress"):
+        candidate = bench.compress(spec.plan)
+        cost = plan_cost(bench.layers, spec.plan, bench.dense_cost)
+    yield "parameters", cost.parameters
+    yield "macs", cost.macs
+    yield "bytes", memory.tensor_bytes(candidate.state_dict())
+    with phase("measure"):
+        measurement = _measure(candidate, spec, bench)
+    yield "measurement", measurement
+    with bench.lock.shared():
+        trained = train(candidate, spec, bench, phase)
+    yield "oneshot", trained.oneshot
+    yield "score", trained.score
+    yield "reason", trained.note
+    if bench.outbox is not None:
+        with phase("store"):
+            bench.outbox.put_weights(key_of(spec), trained.model)
+
+
+def _measure(candidate: nn.Module, spec: TrialSpec, bench: Workbench) -> Measurement:
+    config = latency.resolve(spec.measure, bench.device)
+    dense, inputs = bench.measuring(config)
+    prepared = latency.prepare(candidate, config, bench.device)
+    return latency.measure(dense, prepared, inputs, config, device=bench.device, seed=spec.seed, lock=bench.lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    model: nn.Module
+    score: Score
+    oneshot: Score
+    note: str | None = None
+
+
+def train(candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any = None) -> Trained:
+    """Re-estimate, fine-tune, re-estimate; keep the better by validation score. The dense model is left as it is."""
+    phase = phase or _Phases()
+    config = spec.finetune
+    torch.manual_seed(spec.seed)
+    torch.set_num_threads(config.threads)  # sums depend on it: the same spec must give the same accuracy
+    candidate = candidate.to(memory_format=memory_format(config.layout))
+    if spec.plan:
+        with phase("recalibrate"):
+            reestimate_batchnorm(candidate, bench.calibration(config))
+    with phase("evaluate"):
+        oneshot = _validate(candidate, bench)
+    if not spec.plan or config.steps == 0:
+        return Trained(candidate, oneshot, oneshot)
+    before = copy.deepcopy(candidate.state_dict())
+    try:
+        with phase("finetune"):
+            finetune(candidate, bench.batches(config, spec.seed), bench.task, config, bench.device)
+        with phase("recalibrate"):
+            reestimate_batchnorm(candidate, bench.calibration(config))
+        with phase("evaluate"):
+            tuned = _validate(candidate, bench)
+    except NonFiniteError as error:
+        candidate.load_state_dict(before)
+        return Trained(
+            candidate.eval(), oneshot, oneshot, note=f"fine-tuning diverged, the re-estimated model is kept: {error}"
+        )
+    if tuned.value < oneshot.value:
+        candidate.load_state_dict(before)
+    return Trained(candidate, max(tuned, oneshot, key=lambda s: s.value), oneshot)
+
+
+def _validate(model: nn.Module, bench: Workbench) -> Score:
+    return evaluate(model, bench.task.validation, bench.task.metric, device=bench.device)

@@ -1,0 +1,104 @@
+"""What a worker keeps between trials: the task on its device, and whatever the dense model decides alone."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from ranksearch.compress import compress
+from torch import nn
+
+from ranksearch import latency, memory
+from ranksearch.factorize.cache import FactorCache
+from ranksearch.finetune import Batch, fixed_batches
+from ranksearch.latency import DeviceLock
+from ranksearch.layers import FoundLayer, find_layers, total_macs
+from ranksearch.outbox import Outbox
+from ranksearch.records import Cost, FinetuneConfig, MeasureConfig, Plan
+from ranksearch.tasks import Task
+from ranksearch.tasks.inputs import Inputs, forward, to_device
+
+__all__ = ["Workbench"]
+
+# Batches kept between trials may take this much memory; larger ones are made again in every trial.
+KEEP_BYTES = 512 * 2**20
+
+
+@dataclass
+class Workbench:
+    """Everything is made on first use and kept. One per worker process; not shared between threads."""
+
+    task: Task
+    device: torch.device
+    outbox: Outbox | None = None
+    _kept: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lock = DeviceLock(str(self.device.type if self.device.index is None else self.device))
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        return copy.deepcopy(self.task.model).to(self.device).eval()
+
+    @cached_property
+    def example(self) -> Inputs:
+        return to_device(self.task.example_input, self.device)
+
+    @cached_property
+    def layers(self) -> tuple[FoundLayer, ...]:
+        return find_layers(self.dense, self.example, forward=forward)
+
+    @cached_property
+    def dense_cost(self) -> Cost:
+        parameters = sum(p.numel() for p in self.dense.parameters())
+        return Cost(parameters=parameters, macs=total_macs(self.dense, self.example, forward=forward))
+
+    @cached_property
+    def factors(self) -> FactorCache:
+        return FactorCache(None)
+
+    def compress(self, plan: Plan) -> nn.Module:
+        return compress(self.dense, plan, cache=self.factors, layers=self.layers)
+
+    def calibration(self, config: FinetuneConfig) -> list[Inputs]:
+        """Batches of one size, at least one, of the calibration split's first examples."""
+        return self._keep(("calibration", config), lambda: list(self._calibration(config)))
+
+    def _calibration(self, config: FinetuneConfig) -> Iterator[Inputs]:
+        total = min(config.calibration_examples, len(self.task.calibration))
+        size = min(128, total)
+        for start in range(0, total - size + 1, size):
+            inputs, _ = self.task.calibration.batch(range(start, start + size))
+            yield to_device(inputs, self.device, layout=config.layout)
+
+    def batches(self, config: FinetuneConfig, seed: int) -> list[Batch] | Iterator[Batch]:
+        """The fixed training batches; kept while they are small."""
+
+        def make() -> Iterator[Batch]:
+            teacher = self.dense if self.task.distillation and config.distillation > 0 else None
+            return fixed_batches(self.task, teacher, config, seed, self.device)
+
+        example_bytes = memory.tensor_bytes(self.task.example_input)
+        if config.steps * config.batch_size * example_bytes > KEEP_BYTES:
+            return make()
+        return self._keep(("batches", config, seed), lambda: list(make()))
+
+    def measuring(self, config: MeasureConfig) -> tuple[nn.Module, Inputs]:
+        """The dense model and a batch as the latency backend wants them."""
+        return self._keep(
+            ("measuring", config),
+            lambda: (
+                latency.prepare(self.dense, config, self.device),
+                latency.prepare_inputs(self.example, config, self.device),
+            ),
+        )
+
+    def _keep(self, key: Any, make: Any) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]

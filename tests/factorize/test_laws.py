@@ -1,0 +1,161 @@
+"""The laws in Method's docstring, for every method on every kind of layer that it takes."""
+
+import itertools
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from ranksearch.factorize import METHODS, LayerShape, Method
+from tests.factorize.cases import convolutions, example_for, make_layer, pairs, pairs_on_devices
+
+PAIRS = pytest.mark.parametrize(("method", "layer"), pairs())
+ON_DEVICES = pytest.mark.parametrize(("method", "layer", "device"), pairs_on_devices())
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def some_ranks(method: Method, shape: LayerShape) -> list[tuple[int, ...]]:
+    """Smallest, a middle and largest of every rank, in all combinations."""
+    return list(itertools.product(*({1, (1 + most) // 2, most} for most in method.max_ranks(shape))))
+
+
+def all_ranks(method: Method, shape: LayerShape) -> list[tuple[int, ...]]:
+    return list(itertools.product(*(range(1, most + 1) for most in method.max_ranks(shape))))
+
+
+def factorized(method: Method, layer: nn.Conv2d | nn.Linear, ranks: tuple[int, ...]) -> nn.Sequential:
+    shape = LayerShape.of(layer)
+    small = method.build(shape, ranks, device=layer.weight.device, dtype=layer.weight.dtype)
+    method.assign(small, method.decompose(layer.weight, shape), ranks, layer.bias)
+    return small
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(((a - b).norm() / b.norm()).detach())
+
+
+def check_full_rank_is_exact(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
+    small = factorized(method, layer, method.max_ranks(LayerShape.of(layer)))
+    x = example_for(layer)
+    assert distance(small(x), layer(x)) <= TOLERANCE[layer.weight.dtype]
+
+
+def check_error_is_the_distance(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
+    shape = LayerShape.of(layer)
+    factors = method.decompose(layer.weight, shape)
+    for ranks in some_ranks(method, shape):
+        reconstructed = method.weight_of(factorized(method, layer, ranks), shape)
+        assert reconstructed.shape == layer.weight.shape
+        found = method.error(factors, ranks)
+        assert found == pytest.approx(distance(reconstructed, layer.weight), abs=TOLERANCE[layer.weight.dtype])
+
+
+def check_cost(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
+    calls = [example_for(layer, 1), example_for(layer, 1).repeat_interleave(2, dim=-2)]
+    sizes = tuple((c.shape[1],) if isinstance(layer, nn.Linear) else tuple(c.shape[2:]) for c in calls)
+    shape = LayerShape.of(layer, sizes)
+    for ranks in some_ranks(method, shape):
+        small = method.build(shape, ranks, dtype=torch.float64)
+        with FlopCounterMode(display=False) as counter:
+            for x in calls:
+                small(x)
+        cost = method.cost(shape, ranks)
+        assert cost.parameters == sum(p.numel() for p in small.parameters())
+        assert cost.macs == counter.get_total_flops() / 2
+
+
+def check_it_is_the_dense_layer_of_its_weight(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
+    shape = LayerShape.of(layer)
+    ranks = some_ranks(method, shape)[len(some_ranks(method, shape)) // 2]
+    small = factorized(method, layer, ranks)
+    parameters = list(small.parameters())
+    dense = {"weight": method.weight_of(small, shape)} | ({} if layer.bias is None else {"bias": small[-1].bias})
+    x = example_for(layer).requires_grad_()
+    small_y, dense_y = small(x), functional_call(layer, dense, x)
+    torch.testing.assert_close(small_y, dense_y)
+    direction = torch.linspace(-1, 1, small_y.numel(), dtype=x.dtype, device=x.device).reshape(small_y.shape)
+    gradients = torch.autograd.grad(small_y, [x, *parameters], direction)
+    for found, expected in zip(gradients, torch.autograd.grad(dense_y, [x, *parameters], direction), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+CHECKS = [
+    check_full_rank_is_exact,
+    check_error_is_the_distance,
+    check_cost,
+    check_it_is_the_dense_layer_of_its_weight,
+]
+
+
+@ON_DEVICES
+@DTYPES
+def test_full_rank_reproduces_the_layer(method, layer, dtype, device):
+    check_full_rank_is_exact(METHODS[method], make_layer(layer, dtype, device))
+
+
+@ON_DEVICES
+@DTYPES
+def test_error_is_the_relative_distance_to_the_weight(method, layer, dtype, device):
+    check_error_is_the_distance(METHODS[method], make_layer(layer, dtype, device))
+
+
+@PAIRS
+def test_error_never_rises_with_a_rank(method, layer):
+    method, dense = METHODS[method], make_layer(layer, torch.float32)
+    shape = LayerShape.of(dense)
+    factors = method.decompose(dense.weight, shape)
+    errors = {ranks: method.error(factors, ranks) for ranks in all_ranks(method, shape)}
+    for ranks, error in errors.items():
+        assert 0 <= error < 1
+        for i in range(len(ranks)):
+            more = (*ranks[:i], ranks[i] + 1, *ranks[i + 1 :])
+            assert errors.get(more, 0) <= error
+    assert errors[method.max_ranks(shape)] == 0
+
+
+@PAIRS
+def test_cost_is_that_of_the_built_layer(method, layer):
+    check_cost(METHODS[method], make_layer(layer))
+
+
+@ON_DEVICES
+def test_layer_and_its_gradients_are_those_of_the_dense_layer_with_its_weight(method, layer, device):
+    check_it_is_the_dense_layer_of_its_weight(METHODS[method], make_layer(layer, device=device))
+
+
+@PAIRS
+def test_gradients_reach_every_parameter(method, layer):
+    dense = make_layer(layer)
+    small = factorized(METHODS[method], dense, METHODS[method].max_ranks(LayerShape.of(dense)))
+    small(example_for(dense)).square().sum().backward()
+    for name, parameter in small.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.flatten(1 if parameter.dim() > 1 else 0).abs().sum(-1).all(), name
+
+
+@ON_DEVICES
+def test_built_layer_is_standard_modules_of_the_asked_dtype_and_device(method, layer, device):
+    shape = LayerShape.of(make_layer(layer))
+    ranks = METHODS[method].max_ranks(shape)
+    small = METHODS[method].build(shape, ranks, device=device, dtype=torch.bfloat16)
+    assert {type(m) for m in small.modules()} <= {nn.Sequential, nn.Conv2d, nn.Linear}
+    assert {(p.dtype, p.device.type) for p in small.parameters()} == {(torch.bfloat16, device)}
+    assert b"ranksearch" not in pickle.dumps(small)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@settings(max_examples=150, deadline=None)
+@given(layer=convolutions(), data=st.data())
+def test_laws_hold_for_any_convolution(method, layer, data):
+    if method.refuses(LayerShape.of(layer)):
+        return
+    check = data.draw(st.sampled_from(CHECKS))
+    check(method, layer)

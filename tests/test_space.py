@@ -1,0 +1,168 @@
+"""A space's options: what the YAML says, for every layer, and clear words where it cannot be."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ranksearch.allocate import UNIFORM_FRACTIONS, uniform, uniform_sweep
+from ranksearch.data_folder import data_folder
+from ranksearch.errors import SpaceError
+from ranksearch.layers import find_layers
+from ranksearch.records import Plan
+from ranksearch.space import SearchSpace, SpaceConfig, layer_records, load_space
+
+
+@pytest.fixture(scope="module")
+def found():
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 64, 1), nn.Conv2d(64, 64, 3, groups=64, padding=1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    return find_layers(model, torch.zeros(1, 3, 16, 16))
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def config(**changes) -> SpaceConfig:
+    return SpaceConfig.model_validate({"name": "test", **changes})
+
+
+def records(found, **changes):
+    return {layer.name: layer for layer in layer_records(config(**changes), found)}
+
+
+def test_stem_and_classifier_stay_dense_unless_the_space_says_otherwise(found):
+    layers = records(found)
+    assert not layers["0"].options
+    assert "space" in layers["0"].skipped
+    assert not layers["8"].options
+    layers = records(found, layers=[{"match": "@last", "dense": False}, {"match": "0", "dense": False}])
+    assert layers["0"].options
+    assert layers["8"].options
+
+
+@settings(max_examples=25, deadline=None)
+@given(multiple=st.integers(1, 32), low=st.floats(0.01, 0.4), high=st.floats(0.45, 1.0), per_method=st.integers(1, 20))
+def test_options_keep_the_rules(found, multiple, low, high, per_method):
+    try:
+        layers = records(found, ranks={"multiple": multiple, "kept": [low, high], "per_method": per_method})
+    except SpaceError as error:
+        assert "nothing to search" in str(error)
+        return
+    for layer in layers.values():
+        *factorized, dense = layer.options or [None]
+        assert dense is None or dense.choice.is_dense
+        macs = [option.cost.macs for option in factorized]
+        assert macs == sorted(macs)
+        assert all(low * layer.cost.macs <= m <= high * layer.cost.macs for m in macs)
+        methods = [option.choice.method for option in factorized]
+        assert all(methods.count(m) <= per_method for m in methods)
+        for option in factorized:
+            largest = max(option.choice.ranks)
+            assert largest % multiple == 0 or largest < 4 * multiple
+    assert len({option.cost for option in layers["2"].options}) == len(layers["2"].options)
+
+
+def test_a_pattern_rule_changes_only_its_layers(found):
+    plain, ruled = records(found), records(found, layers=[{"match": "4", "ranks": {"values": [5, 9]}}])
+    assert [o.choice.ranks for o in ruled["4"].options[:-1]] == [(5,), (9,)]
+    assert ruled["2"] == plain["2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: [", "cannot be read as YAML"),
+        ("just text", "should be a valid dictionary"),
+        ("description: no name", "field required"),
+        ("name: x\nmetods: [svd]", "did you mean 'methods'"),
+        ("name: x\nmethods: [spatial_svdd]", "did you mean 'spatial_svd'"),
+        ("name: x\nobjectives: [latencyy, accuracy]", "did you mean 'latency'"),
+        ("name: x\nobjectives: [latency]", "accuracy and at least one other"),
+        ("name: x\nranks: {multiple: 0}", "ranks.multiple"),
+        ("name: x\nranks: {kept: [0.9, 0.1]}", "smaller than the second"),
+        ("name: x\nranks: {minimum: 9, maximum: 8}", "at least the minimum"),
+        ("name: x\nlayers: [{match: a, ranks: {maximum: 4}}, {match: b, rank: 3}]", "did you mean 'ranks'"),
+        ("name: !!python/object/apply:os.system [true]", "cannot be read as YAML"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_line(tmp_path, text, words):
+    with pytest.raises(SpaceError) as caught:
+        load_space(write(tmp_path / "s.yaml", text))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "s.yaml") in str(caught.value)
+
+
+def test_an_unknown_space_names_the_shipped_ones():
+    with pytest.raises(SpaceError, match="did you mean 'default'"):
+        load_space("defualt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dense": ["conv*"]}, "matches nothing"),
+        ({"layers": [{"match": "9"}]}, "matches nothing"),
+        ({"layers": [{"match": "2", "ranks": {"values": [4000]}}]}, "largest rank is 96"),
+        ({"dense": ["*"]}, "nothing to search"),
+    ],
+)
+def test_a_space_that_does_not_fit_the_model_is_refused(found, changes, words):
+    with pytest.raises(SpaceError, match=words):
+        layer_records(config(**changes), found)
+
+
+def test_plans_and_indices_are_each_others_inverse(found):
+    space = SearchSpace(layer_records(config(), found))
+    indices = {layer: size // 2 for layer, size in space.sizes.items()}
+    assert space.indices(space.plan(indices)) == indices
+    assert space.plan({layer: size - 1 for layer, size in space.sizes.items()}) == Plan()
+
+
+def test_the_schema_beside_the_spaces_is_the_code_s_and_takes_every_shipped_space():
+    schema = json.loads((data_folder("search_spaces") / "schema.json").read_text())
+    assert schema == SpaceConfig.model_json_schema(), "run: python -m ranksearch.space > search_spaces/schema.json"
+    for path in data_folder("search_spaces").glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+        assert load_space(path.stem).name == path.stem
+
+
+def test_the_readme_s_example_is_a_valid_space():
+    text = (data_folder("search_spaces") / "README.md").read_text()
+    SpaceConfig.model_validate(yaml.safe_load(text.split("```yaml")[1].split("```")[0]))
+
+
+def test_uniform_takes_the_option_nearest_to_the_fraction(found):
+    layers = layer_records(config(), found)
+    for fraction in UNIFORM_FRACTIONS:
+        plan = uniform(layers, fraction, ("spatial_svd", "svd"))
+        for layer in layers:
+            gaps = [
+                abs(o.cost.macs / layer.cost.macs - fraction)
+                for o in layer.options[:-1]
+                if o.choice.method in ("spatial_svd", "svd")
+            ]
+            if not gaps:
+                assert layer.name not in plan
+                continue
+            (chosen,) = (o for o in layer.options if o.choice == plan[layer.name])
+            assert abs(chosen.cost.macs / layer.cost.macs - fraction) == min(gaps)
+
+
+def test_the_sweep_holds_no_plan_twice_and_none_that_is_dense(found):
+    seeds = uniform_sweep(layer_records(config(), found))
+    assert len({seed.plan for seed in seeds}) == len(seeds) >= 4
+    assert all(seed.plan for seed in seeds)
