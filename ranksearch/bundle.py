@@ -9,6 +9,7 @@ Nothing in it runs code when it is read. `load` rebuilds the layers from the pla
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ranksearch.compress import compress
@@ -36,11 +37,12 @@ from ranksearch.records import (
 from ranksearch.tasks.example import ExampleNet
 from ranksearch.tasks.models import torchvision_model
 
-__all__ = ["Contents", "export", "load"]
+__all__ = ["Contents", "check_free", "export", "load"]
 
 FORMAT = 1  # raise it when `load` could not read what an older one wrote, or the other way round
 WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
 FILES = frozenset({WEIGHTS, PLAN, README})
+FOLDERS = re.compile(r"[^:]*/")  # of a path: where files lay on the machine of the study concerns nobody else
 EXAMPLE, TORCHVISION = "example", "torchvision:"
 
 
@@ -84,24 +86,24 @@ def export(
     the disk refuses.
     """
     target = Path(directory).absolute()
-    _check_free(target, force)
+    check_free(target, force=force)
     contents = _contents(model, record, study, example_input, scores)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         (partial / PLAN).write_text(json.dumps(contents.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (partial / README).write_text(_readme(contents), encoding="utf-8")
         _put_in_place(partial, target)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _check_free(target: Path, force: bool) -> None:
+def check_free(target: Path, *, force: bool) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigError(f"output {target} is a file; name a new folder")
     found = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
@@ -130,7 +132,7 @@ def _contents(
         format=FORMAT,
         study=study.name,
         trial=record.number,
-        settings=study.settings,
+        settings={name: FOLDERS.sub("", value) for name, value in study.settings.items()},
         fingerprint=study.fingerprint,
         layers={layer.name: f"{layer.kind} {layer.shape}" for layer in study.layers},
         plan=record.spec.plan,
@@ -156,10 +158,10 @@ def _num_outputs(model: nn.Module, example_input: Tensor) -> int | None:
 
 
 def _readme(contents: Contents) -> str:
-    model = contents.settings.get("model", "a model")
+    model = contents.settings.get("model", contents.study)
     return "\n".join(
         [
-            f"# {model}, compressed",
+            f"# {model.rpartition(':')[2]}, compressed",
             "",
             f"Trial {contents.trial} of the study `{contents.study}`, exported by ranksearch: "
             f"{len(contents.plan)} of {len(contents.layers)} layers are factorized.",
@@ -282,8 +284,7 @@ def _rebuilt(contents: Contents) -> nn.Module:
     if name == EXAMPLE:
         return ExampleNet()
     if not _is_rebuildable(contents) or contents.input_shape is None:
-        made = f"by {name!r}" if name else "in Python"
-        raise ModelError(f"the dense model was made {made}, which only you can repeat; pass model=")
+        raise ModelError(f"the dense model was {name or 'made in Python'} and cannot be rebuilt from that; pass model=")
     return torchvision_model(
         name.removeprefix(TORCHVISION),
         num_classes=contents.num_outputs,

@@ -63,7 +63,7 @@ class _Batches:
         for indices in torch.arange(len(self.split)).split(self.batch_size):
             inputs, targets = self.split.batch(indices)
             outputs = self._run(to_device(inputs, self.device, layout=self.layout))
-            _require_finite(outputs, "output")
+            _require_finite_output(outputs)
             yield outputs, targets
 
     def _run(self, inputs: Any) -> Any:
@@ -102,10 +102,10 @@ def _score(batches: _Batches, metric: Metric) -> Score:
     return _of_examples(torch.cat(scores)) if scores else _of_all(kept, metric, len(batches.split))
 
 
-def _require_finite(tree: Any, what: str) -> None:
-    for leaf in tensors(tree):
+def _require_finite_output(outputs: Any) -> None:
+    for leaf in tensors(outputs):
         if leaf.is_floating_point() and not leaf.isfinite().all():
-            raise NonFiniteError(f"an {what} of the model is NaN or infinite")
+            raise NonFiniteError("an output of the model is NaN or infinite")
 
 
 def _of_examples(scores: torch.Tensor) -> Score:

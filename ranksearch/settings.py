@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ranksearch.study.search import SearchConfig
     from ranksearch.tasks import Task
 
-__all__ = ["TABLES", "Settings"]
+__all__ = ["TABLES", "Settings", "check_writable"]
 
 # Other programs' variables that say the same; one of ours wins over them.
 FOREIGN_VARIABLES = {"OPTUNA_STORAGE": "storage", "RAY_ADDRESS": "address"}
@@ -131,6 +131,7 @@ class Settings(BaseModel):
         from ranksearch.study.search import SearchConfig
         from ranksearch.workers.executor import ClusterConfig
 
+        check_writable(self.storage_url)
         return SearchConfig(
             budget=self.budget,
             study=self.study,
@@ -151,6 +152,23 @@ class Settings(BaseModel):
             max_failures=self.max_failures,
             settings=self.task_settings(),
         )
+
+
+def check_writable(storage: str) -> None:
+    """Raises ConfigError where a database at this URL could neither be made nor written, as far as can be told without
+    trying."""
+    from ranksearch.database import read_url, sqlite_file
+
+    path = sqlite_file(read_url(storage))
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"storage {path} is a folder; name a file in it, like sqlite:///{path / 'ranksearch.db'}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"storage {path} cannot be made: there is no folder {path.parent}; make it or name another")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise ConfigError(f"storage {path} cannot be written: no permission for {place}; name another --storage")
 
 
 # table -> the record whose fields are its keys

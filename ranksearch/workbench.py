@@ -13,7 +13,7 @@ from torch import nn
 from ranksearch import latency, memory
 from ranksearch.factorize.cache import FactorCache
 from ranksearch.finetune import Batch, fixed_batches
-from ranksearch.latency import DeviceLock
+from ranksearch.latency import DeviceLock, lock_name
 from ranksearch.layers import FoundLayer, find_layers, total_macs
 from ranksearch.outbox import Outbox
 from ranksearch.records import Cost, FinetuneConfig, MeasureConfig, Plan
@@ -36,7 +36,7 @@ class Workbench:
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lock = DeviceLock(str(self.device.type if self.device.index is None else self.device))
+        self.lock = DeviceLock(lock_name(self.device))
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True

@@ -8,13 +8,7 @@ from ranksearch.settings import Settings
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look after a database.")
-
-
-@app.callback(invoke_without_command=True)
-def _group(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+app = typer.Typer(help="Look after a database.", no_args_is_help=True)
 
 
 @app.command()

@@ -21,6 +21,7 @@ app = typer.Typer(
     name="ranksearch",
     help="Finds the low-rank versions of a trained PyTorch model that nothing else beats, on your own hardware.",
     add_completion=False,
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 for command in (run.run, doctor.doctor, queries.studies, queries.status, queries.trials, queries.pareto, show.show):
@@ -38,16 +39,14 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def _program(
-    context: typer.Context,
-    version: Annotated[  # noqa: ARG001 - its callback has done all
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
 ) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:  # noqa: BLE001 - a user gets one line, whatever it is
             if debug:
                 traceback.print_exc()
-            return _say(*_explained(error))
+            text, exit_code = _explained(error)
+            return _say(text, exit_code) if text else exit_code
     return 0
 
 
@@ -95,7 +95,7 @@ def _say(text: str, exit_code: int) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """One line and the exit code."""
+    """One line, or none where help has been printed in its place, and the exit code."""
     if isinstance(error, RanksearchError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # the command line itself cannot be read
@@ -105,14 +105,16 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _usage(error: Any) -> str:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
     close = getattr(error, "possibilities", None)
-    text = f"{error.message} (did you mean {sorted(close)[0]!r}?)" if close else error.format_message()
+    text = f"{error.message} (did you mean {min(close)!r}?)" if close else error.format_message()
     text = text[:1].lower() + text[1:].rstrip(".")
     return f"{text}; see `{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else text
 
 
 def _pipe_closed() -> int:
-    """Whoever read our output has gone, like `head`. Python must not find that out once more when it flushes at exit."""
+    """Our reader has gone, as `head` does. Python must not find that out once more when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return PIPE_CLOSED
 

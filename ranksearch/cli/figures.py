@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "accuracy",
     "accuracy_of",
+    "device",
     "drop",
     "duration",
     "is_known",
@@ -25,10 +26,10 @@ NONE = "–"
 
 def is_known(value: Any) -> bool:
     """Whether a cell of a frame holds a value: not None, NaN or NA."""
-    return value is not None and value == value and type(value).__name__ != "NAType"
+    return value is not None and not (isinstance(value, float) and math.isnan(value)) and str(value) != "<NA>"
 
 
-def accuracy(value: float | None, *, percent: bool) -> str:
+def accuracy(value: Any, *, percent: bool) -> str:
     if not is_known(value):
         return NONE
     return f"{100 * value:.2f} %" if percent else f"{value:.4f}"
@@ -58,22 +59,22 @@ def speedup(row: Mapping[str, Any]) -> str:
     return f"{row['speedup']:.2f}× [{1 / high:.2f}, {1 / low:.2f}]"
 
 
-def latency(milliseconds: float | None) -> str:
+def latency(milliseconds: Any) -> str:
     if not is_known(milliseconds):
         return NONE
     digits = 2 if milliseconds >= 1 else 3
     return f"{milliseconds:.{digits}f} ms"
 
 
-def parameters(count: int | None) -> str:
-    return _scaled(count, digits=2, smallest_mega=1e4)
+def parameters(count: Any) -> str:
+    return _scaled(count, digits=2, smallest_mega=1e5)
 
 
-def macs(count: int | None) -> str:
+def macs(count: Any) -> str:
     return _scaled(count, digits=1, smallest_mega=1e5)
 
 
-def _scaled(count: int | None, *, digits: int, smallest_mega: float) -> str:
+def _scaled(count: Any, *, digits: int, smallest_mega: float) -> str:
     if not is_known(count):
         return NONE
     if count >= 1e9:
@@ -81,18 +82,27 @@ def _scaled(count: int | None, *, digits: int, smallest_mega: float) -> str:
     return f"{count / 1e6:.{digits}f} M" if count >= smallest_mega else f"{count / 1e3:.1f} k"
 
 
-def size(num_bytes: float | None) -> str:
+def size(num_bytes: Any) -> str:
     if not is_known(num_bytes):
         return NONE
-    return f"{num_bytes / 2**20:.2f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.2f} GiB"
+    unit, divisor = next(
+        (u, d) for u, d in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if num_bytes >= d or d == 2**10
+    )
+    return f"{num_bytes / divisor:.1f} {unit}"
+
+
+def device(model: str) -> str:
+    """A device's name without the instruction sets that tell its generations apart."""
+    return model.partition(" (")[0]
 
 
 def duration(seconds: float) -> str:
-    """`0.8 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """`0.08 s`, `4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
     if not math.isfinite(seconds):
         return NONE
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        digits = 2 if seconds < 1 else int(seconds < 10)
+        return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -83,7 +83,7 @@ def with_settings(*names: str) -> Callable[[Callable[Concatenate[Settings, P], N
                 value = given.pop(parameter.name)
                 if value is not None:
                     (flags.setdefault(table, {}) if table else flags)[key] = value
-            command(Settings.read(flags, config), **given)
+            command(Settings.read(flags, config), **given)  # pyright: ignore[reportCallIssue] - by the signature below
 
         parameters = [*own, *(parameter for *_, parameter in options), CONFIG]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from ranksearch.cli.figures import is_known
@@ -31,7 +31,9 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
-UNLIMITED = 1000  # columns of text, where nothing shows how wide the reader's window is
+UNLIMITED = 1000  # characters a line, where nothing shows how wide the reader's window is
+MIN_WRAPPED = 20  # characters that a column of wrapped text keeps
+GAP = 2  # characters between columns
 
 
 class Format(StrEnum):
@@ -76,7 +78,7 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], form: Format) -> 
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return
     console = data_console()
-    console.print(fitted_table(rows, columns, console))
+    console.print(fitted_table(rows, columns, console.width))
 
 
 def records_of(frame: "pd.DataFrame") -> list[dict[str, Any]]:
@@ -93,28 +95,39 @@ def _plain(name: str, value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def fitted_table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> Table:
-    """The columns that fit the console's width, the dispensable ones dropped first."""
-    for most in sorted({column.rank for column in columns}, reverse=True):
-        table = _table(rows, [column for column in columns if column.rank <= most])
-        if Measurement.get(console, console.options, table).minimum <= console.width:
+def fitted_table(rows: Sequence[Row], columns: Sequence[Column], width: int) -> Table:
+    """The columns that fit `width`, the dispensable ones dropped first, and those that say nothing."""
+    shown = [_Shown(column, [column.cell(row) for row in rows]) for column in columns]
+    shown = [column for column in shown if any(column.cells) or not rows]
+    for most in sorted({column.column.rank for column in shown}, reverse=True):
+        fitting = [column for column in shown if column.column.rank <= most]
+        if sum(column.min_width + GAP for column in fitting) - GAP <= width:
             break
-    return table
+    return _table(fitting)
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for column in columns:
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    column: Column
+    cells: Sequence[str]
+
+    @property
+    def min_width(self) -> int:
+        width = max(map(cell_len, (self.column.header, *self.cells)))
+        return min(width, MIN_WRAPPED) if self.column.wrap else width
+
+
+def _table(columns: Sequence[_Shown]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for shown in columns:
+        column = shown.column
         table.add_column(
             column.header,
             justify=column.justify,
             no_wrap=not column.wrap,
-            min_width=MIN_WRAPPED if column.wrap else None,
+            min_width=shown.min_width,
             overflow="fold",
         )
-    for row in rows:
-        table.add_row(*(column.cell(row) for column in columns))
+    for row in zip(*(shown.cells for shown in columns), strict=True):
+        table.add_row(*row)
     return table
-
-
-MIN_WRAPPED = 16  # columns of text that a wrapped cell keeps

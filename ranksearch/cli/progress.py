@@ -44,6 +44,9 @@ class Tally:
 
     def __init__(self, study: StudyRecord, trials: list[TrialRecord], budget: int) -> None:
         self.study, self.budget = study, budget
+        self.heading = _heading(
+            study, sum(not may_retry(t) for t in trials if t.state is not TrialState.RUNNING), budget
+        )
         self.percent = study.fingerprint.get("metric") == "accuracy"
         self._trials = {trial.number: trial for trial in trials}
         self._start, self._finished_before = monotonic(), self.num_finished
@@ -114,7 +117,7 @@ class Lines:
 
     def on_start(self, study: StudyRecord, trials: list[TrialRecord], budget: int) -> None:
         self._tally = Tally(study, trials, budget)
-        self._print(_heading(self._tally))
+        self._print(self._tally.heading)
 
     def on_trial(self, trial: TrialRecord) -> None:
         tally = self._tally
@@ -134,11 +137,12 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
 
-def _heading(tally: Tally) -> str:
-    study, done = tally.study, tally.num_finished
-    resumed = f", {done} of {tally.budget} trials are there already" if done else f", {tally.budget} trials"
+def _heading(study: StudyRecord, done: int, budget: int) -> str:
+    resumed = f", {done} of {budget} trials are there already" if done else f", {budget} trials"
     searched = sum(bool(layer.options) for layer in study.layers)
-    return f"study {study.name} on {study.environment.device_model}: {searched} layers to search{resumed}"
+    return (
+        f"study {study.name} on {figures.device(study.environment.device_model)}: {searched} layers to search{resumed}"
+    )
 
 
 def _line(trial: TrialRecord, percent: bool) -> str:
@@ -201,7 +205,7 @@ class LiveView:
         tally = self._tally
         assert tally is not None
         self._progress.update(self._task, completed=tally.num_finished)
-        self._body = Group(Text(_heading(tally), style="bold"), self._progress, _counts(tally), *_best(tally))
+        self._body = Group(Text(tally.heading, style="bold"), self._progress, _counts(tally), *_best(tally))
 
 
 def _progress_bar(console: Console) -> Progress:

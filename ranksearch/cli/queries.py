@@ -49,7 +49,7 @@ def studies(settings: Settings, form: FormatOption = Format.TABLE) -> None:
     from ranksearch.database import Database
 
     with Database.open(settings.storage_url, create=False) as database:
-        frame = database.studies_frame()
+        frame = database.studies_frame().set_index("study")
     if frame.empty and form is Format.TABLE:
         raise NotFoundError("the database holds no study yet; `ranksearch run` makes one")
     print_frame(frame, STUDY_COLUMNS, form)
@@ -63,7 +63,7 @@ STUDY_COLUMNS = (
     Column(header="complete", cell=lambda row: str(row["num_complete"])),
     Column(header="failed", cell=lambda row: str(row["num_failed"])),
     Column(header="running", cell=lambda row: str(row["num_running"])),
-    Column(header="device model", cell=lambda row: row["device_model"], justify="left", rank=4, wrap=True),
+    Column(header="device model", cell=lambda row: figures.device(row["device_model"]), justify="left", rank=4),
 )
 
 
@@ -138,7 +138,7 @@ def trials(
     study = open_study(settings)
     frame = study.trials(all_rows=every)
     if state is not None:
-        frame = frame[frame.state == _known_state(state)]
+        frame = frame.loc[frame.state == _known_state(state)]
     print_frame(_cut(frame, sort, limit), trial_columns(is_accuracy(study), with_state=True), form)
 
 
@@ -194,10 +194,11 @@ def infeasible(study: "Study", wanted: "ParetoFilter") -> str:
     if number is None:
         return f"study {study.name!r} has no complete trial yet"
     row, percent = front.loc[number].to_dict(), is_accuracy(study)
-    shown = f"{row['speedup']:.2f}×, {figures.latency(row['latency_ms'])}, {figures.accuracy(row['accuracy'], percent=percent)}"
-    asked = [f"--{name.replace('_', '-')} {value:g}" for name, value in _asked(wanted).items()]
+    accuracy = figures.accuracy(row["accuracy"], percent=percent)
     below = "" if dense is None else f" (dense {figures.accuracy(dense.accuracy, percent=percent)})"
-    return f"no trial meets {' '.join(asked)}; nearest is trial {number} with {shown}{below}; ask for less or raise --budget"
+    shown = f"{row['speedup']:.2f}×, {figures.latency(row['latency_ms'])}, {accuracy}{below}"
+    asked = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in _asked(wanted).items())
+    return f"no trial meets {asked}; nearest is trial {number} with {shown}; ask for less or raise --budget"
 
 
 def _asked(wanted: "ParetoFilter") -> dict[str, float]:

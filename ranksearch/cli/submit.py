@@ -5,13 +5,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ranksearch.cli.run import run
 from ranksearch.cluster import RayJob, RunCommand, SlurmJob, environment_to_send, follow, sbatch, send
 from ranksearch.cluster.ray_job import DEFAULT_ADDRESS
-from ranksearch.settings import Settings
+from ranksearch.settings import TABLES, Settings
+
+__all__ = ["app"]
 
 app = typer.Typer(help="Send a run to a cluster.", no_args_is_help=True)
 
@@ -30,7 +33,10 @@ def ray(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the Ray cluster.")
     ] = DEFAULT_ADDRESS,
     working_dir: Annotated[
-        Path | None, typer.Option(help="A folder to copy to the cluster: your model and data code.")
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="A folder to copy there. When absent, the job runs in this one."
+        ),
     ] = None,
     submission_id: Annotated[str | None, typer.Option(help="The job's name; by default made from its content.")] = None,
     entrypoint_cpus: Annotated[float, typer.Option(help="Cores to set aside for the driver.")] = 0,
@@ -42,13 +48,15 @@ def ray(
     dry_run: DryRun = False,
 ) -> None:
     """Send a run to a Ray cluster as a Ray Job. Prints its submission id."""
-    command = RunCommand(flags=tuple(run_flags or ()))
     folder = (working_dir or Path()).resolve()
+    command = RunCommand(flags=tuple(run_flags or ()))
     job = RayJob(
-        command=command.with_lasting_storage(_storage(command, folder), folder),
+        command=command,
+        working_dir=str(folder),
+        copies_working_dir=working_dir is not None,
+        storage=_settings(command, folder).storage,
         address=address,
         python=python,
-        working_dir=str(folder) if working_dir else None,
         submission_id=submission_id,
         entrypoint_cpus=entrypoint_cpus,
         env_vars=environment_to_send(os.environ, send_secrets=send_secrets),
@@ -60,13 +68,6 @@ def ray(
     print(sent, flush=True)
     if wait:
         raise typer.Exit(follow(address, sent, sys.stderr.write))
-
-
-def _storage(command: RunCommand, folder: Path) -> str | None:
-    """The database of a run that starts in `folder`."""
-    storage, config = command.value_of("--storage"), command.value_of("--config")
-    with contextlib.chdir(folder):
-        return Settings.read({"storage": storage} if storage else {}, Path(config) if config else None).storage
 
 
 @app.command()
@@ -87,8 +88,10 @@ def slurm(
     dry_run: DryRun = False,
 ) -> None:
     """Send a run to a Slurm cluster as a batch job that resumes itself. Prints its job id."""
+    command = RunCommand(flags=tuple(run_flags or ()))
+    _settings(command, Path.cwd())
     job = SlurmJob(
-        command=RunCommand(flags=tuple(run_flags or ())),
+        command=command,
         working_dir=str(Path.cwd()),
         output_dir=str(output_dir.resolve()),
         nodes=nodes,
@@ -102,3 +105,19 @@ def slurm(
         python=python,
     )
     print(job.script() if dry_run else sbatch(job), end="" if dry_run else "\n")
+
+
+def _settings(command: RunCommand, folder: Path) -> Settings:
+    """What `ranksearch run` will make of its flags in `folder`. Raises now what it would say about them there."""
+    program = typer.Typer(add_completion=False)
+    program.command("run")(run)
+    given = typer.main.get_command(program).make_context("ranksearch run", list(command.flags)).params
+    flags: dict[str, Any] = {}
+    for name in (name for name, value in given.items() if value is not None):
+        table, _, key = name.partition("_")
+        if table in TABLES:
+            flags.setdefault(table, {})[key] = given[name]
+        elif name in Settings.model_fields:
+            flags[name] = given[name]
+    with contextlib.chdir(folder):
+        return Settings.read(flags, given["config"])

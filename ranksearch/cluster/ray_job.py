@@ -24,6 +24,7 @@ EXCLUDED = (".git", ".venv", "ranksearch.db*", "ranksearch.files")
 _PREFIX = "RANKSEARCH_"
 _FOREIGN = ("OPTUNA_STORAGE",)
 _SECRET_NAME = re.compile("PASS|PWD|SECRET|TOKEN|KEY", re.IGNORECASE)
+_RELATIVE_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^/:].*)")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -31,14 +32,18 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 class RayJob(Record):
     """One `ranksearch run` on a Ray cluster. Raises ConfigError on what cannot be sent.
 
-    `address` is the cluster's dashboard, `python` the interpreter on the cluster, `working_dir` an absolute folder that
-    is copied there; `entrypoint_cpus` are set aside for the driver, beside those of the trials.
+    `address` is the cluster's dashboard and `python` an interpreter on its head. The run starts in `working_dir`, an
+    absolute folder that the head sees too, or in a copy of it that Ray brings there and takes away in the end.
+    `storage` is the database that the run would use where it is sent from, None where none is named there.
+    `entrypoint_cpus` are set aside for the driver, beside those of the trials.
     """
 
     command: RunCommand
+    working_dir: str
+    copies_working_dir: bool = False
+    storage: str | None = field(default=None, repr=False)
     address: str = DEFAULT_ADDRESS
     python: str = sys.executable
-    working_dir: str | None = None
     submission_id: str | None = None
     entrypoint_cpus: float = 0
     env_vars: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
@@ -52,14 +57,29 @@ class RayJob(Record):
             raise ConfigError(f"submission id is {self.submission_id!r}; use letters, digits, '.', '_' and '-'")
         if self.entrypoint_cpus < 0:
             raise ConfigError(f"entrypoint cpus is {self.entrypoint_cpus:g}; it must be 0 or more")
-        if self.working_dir is not None and not Path(self.working_dir).is_dir():
+        if not Path(self.working_dir).is_dir():
             raise ConfigError(f"working dir is {self.working_dir!r}; it must be a folder that exists")
 
     @property
     def entrypoint(self) -> str:
         """The command line, quoted for the shell that Ray hands it to."""
-        flags = self.command.completed("--address", "auto").flags
-        return shlex.join([self.python, "-m", "ranksearch", "run", *flags])
+        run = shlex.join(self._in_the_cluster().argv(self.python))
+        if not self.copies_working_dir:
+            return f"cd {shlex.quote(self.working_dir)} && exec {run}"
+        if self.storage is not None:
+            return run
+        default = shlex.quote(f"sqlite:///{self.working_dir}/ranksearch.db")
+        return f"RANKSEARCH_STORAGE=${{RANKSEARCH_STORAGE:-{default}}} {run}"
+
+    def _in_the_cluster(self) -> RunCommand:
+        """The run, told of the cluster that it is in; and of a database that is not in the copy, which goes away."""
+        command = self.command
+        if command.value_of("--address") is None:
+            command = command.with_flag("--address", "auto")
+        relative = _RELATIVE_SQLITE.fullmatch(self.storage or "") if self.copies_working_dir else None
+        if relative is None:
+            return command
+        return command.with_flag("--storage", f"{relative[1]}{self.working_dir}/{relative[2]}")
 
     @property
     def default_id(self) -> str:
@@ -77,7 +97,7 @@ class RayJob(Record):
 
     def _request(self, env_vars: Mapping[str, str]) -> dict[str, Any]:
         runtime_env: dict[str, Any] = {"env_vars": dict(sorted(env_vars.items()))}
-        if self.working_dir is not None:
+        if self.copies_working_dir:
             runtime_env |= {"working_dir": self.working_dir, "excludes": list(EXCLUDED)}
         return {
             "entrypoint": self.entrypoint,

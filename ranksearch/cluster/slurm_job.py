@@ -77,7 +77,7 @@ class SlurmJob(Record):
 
     def _head(self) -> str:
         options = "".join(f"#SBATCH --{option}\n" for option in self._options())
-        run = shlex.join([self.python, "-m", "ranksearch", "run", *self.command.flags])
+        run = shlex.join(self.command.argv(self.python))
         return (
             f"#!/bin/bash\n{options}"
             "# From `ranksearch submit slurm`: leaves in time, and comes back until the search is done.\n\n"

@@ -1,6 +1,5 @@
 """Engines: how a connection to each kind of database is set up."""
 
-import json
 import os
 import re
 import sqlite3
@@ -20,6 +19,8 @@ BUSY_TIMEOUT_SECONDS = 60
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}"
 _CAREFUL = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
 
+_DRIVERS_WITH_CONNECT_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
+
 # Write-ahead logging keeps its index in memory that all processes share, which no network file system gives.
 _NETWORK_FILE_SYSTEMS = frozenset(
     {
@@ -33,9 +34,11 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 
 def engine_arguments(url: str | URL) -> dict[str, Any]:
     """What `sqlalchemy.create_engine` takes beside the URL; Optuna's RDBStorage takes it as `engine_kwargs`."""
-    if sqlite_file(make_url(url)):
+    parsed = make_url(url)
+    if sqlite_file(parsed):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    patience = {"connect_timeout": 10} if parsed.get_driver_name() in _DRIVERS_WITH_CONNECT_TIMEOUT else {}
+    return {"pool_pre_ping": True, "connect_args": patience}
 
 
 def configure(engine: Engine) -> None:
@@ -66,7 +69,9 @@ def make_engine(url: URL, *, create: bool) -> Engine:
     Without `create`, connecting changes nothing on disk, also when the file turns out to be somebody else's.
     """
     path = sqlite_file(url)
-    engine = create_engine(_immutable(path) if path and _is_at_rest(path) else url, **_arguments(url))
+    engine = create_engine(
+        _immutable(path) if path and _is_at_rest(path) else url, hide_parameters=True, **engine_arguments(url)
+    )
     if path:
         if create:
             configure(engine)
@@ -75,14 +80,6 @@ def make_engine(url: URL, *, create: bool) -> Engine:
         event.listen(engine, "connect", _leave_transactions_to_us)
         event.listen(engine, "begin", _begin)
     return engine
-
-
-def _arguments(url: URL) -> dict[str, Any]:
-    return engine_arguments(url) | {"hide_parameters": True, "json_serializer": _json}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def _is_at_rest(path: Path) -> bool:

@@ -24,7 +24,8 @@ def study_lock(database: Store, study: str) -> Iterator[None]:
     """Held by the one process that drives `study`; raises StorageError while another one holds it.
 
     SQLite: a lock on `<database>.<hash of the study>.lock`. The file stays behind, since removing it would let two
-    drivers lock two files of one name. PostgreSQL: an advisory lock. MySQL, MariaDB: GET_LOCK.
+    drivers lock two files of one name. PostgreSQL: an advisory lock. MySQL, MariaDB: GET_LOCK. A server's lock lasts as
+    long as the connection to it.
     """
     path = sqlite_file(database.location)
     held = _file_lock(path, study) if path else _server_lock(database, study)
@@ -64,11 +65,11 @@ def _file_lock(database: Path, study: str) -> AbstractContextManager[object]:
     lock = FileLock(path, blocking=False)
     try:
         lock.acquire()
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout as error:
         raise StorageError(_busy(study, path.read_text(encoding="utf-8"))) from error
     except OSError as error:
-        raise StorageError(f"lock file {path} cannot be made: {error.strerror}; check the folder") from error
-    path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        raise StorageError(f"lock file {path} cannot be written: {error.strerror}; check its folder") from error
     return lock
 
 

@@ -72,7 +72,7 @@ class FactorCache:
             return compute()
         try:
             return self._directory.load_or_save(name, compute)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors says so when a disk is full
             warnings.warn(f"factors are kept in memory only: {error}", RuntimeWarning, stacklevel=4)
             self._directory = None
             return compute()
@@ -123,7 +123,7 @@ class _Directory:
         self.max_bytes = max_bytes
 
     def load_or_save(self, name: str, compute: Callable[[], Factors]) -> Factors:
-        """Raises OSError where the directory cannot be read or written."""
+        """Raises OSError or SafetensorError where the directory cannot be read or written."""
         entry = self.path / f"{name}.safetensors"
         locks = self.path / "locks"
         locks.mkdir(parents=True, exist_ok=True)

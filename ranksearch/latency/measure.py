@@ -39,8 +39,9 @@ def measure(
 
     Both models and `inputs` (a tensor, a tuple of arguments or a dict of keyword arguments, one batch) are on `device`,
     in the config's dtype and layout, the models in eval mode: `prepare` and `prepare_inputs` make them so. `lock`, if
-    given, is held exclusively meanwhile. Raises MeasurementError when the candidate's output has another structure or
-    shape than the dense model's or the device throttles throughout, NonFiniteError when an output is not finite.
+    given, is held exclusively meanwhile. Where a model is so fast that several passes make a sample, percentiles are of
+    the samples' means. Raises MeasurementError when the candidate's output has another structure or shape than the
+    dense model's or the device throttles throughout, NonFiniteError when an output is not finite.
     """
     config = resolve(config, device)
     with _exclusive(lock), quiet(config, device), torch.inference_mode():

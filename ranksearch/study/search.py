@@ -41,13 +41,14 @@ from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import ClusterConfig, Executor, WorkerSetup
 from ranksearch.workers.inline import InlineExecutor
 
-__all__ = ["Listener", "SearchConfig", "run_search"]
+__all__ = ["Listener", "SearchConfig", "device_of", "run_search"]
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
 
 
 class Listener(Protocol):
-    """Hears of a run's progress. Called from the driver's thread."""
+    """Hears of a run's progress: stages, and every trial twice, when it starts and when it ends. Called from the
+    driver's thread."""
 
     def on_stage(self, text: str) -> None: ...
     def on_start(self, study: StudyRecord, trials: list[TrialRecord], budget: int) -> None: ...
@@ -105,7 +106,7 @@ def run_search(task: Task, config: SearchConfig, listener: Listener | None = Non
     """
     listener = listener or Quiet()
     layers = layer_records(config.space, find_layers(task.model, task.example_input, forward=forward))
-    device = _device(config)
+    device = device_of(config)
     name = config.study or default_name(task, device)
     intent = _fingerprint(task, config)
     existing = resumable(config.storage, name, intent)
@@ -131,7 +132,7 @@ def default_name(task: Task, device: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{task.model_name}-{task.data_name}-{device}").strip("-")[:120]
 
 
-def _device(config: SearchConfig) -> str:
+def device_of(config: SearchConfig) -> str:
     """The driver's node may have no GPU: with Ray, asking for GPUs is asking for CUDA."""
     if config.device != "auto":
         return config.device

@@ -61,7 +61,7 @@ class Study:
     def open(cls, name: str | None = None, storage: str = DEFAULT_STORAGE, *, task: Task | None = None) -> "Study":
         """The study of that name; without one, the only or the newest. Raises NotFoundError."""
         with Database.open(storage, create=False) as database:
-            names = list(database.studies_frame().sort_values("created").index)
+            names = list(database.studies_frame()["study"])
         if not names:
             raise NotFoundError("the database holds no study; `ranksearch run` makes one")
         if name is not None and name not in names:

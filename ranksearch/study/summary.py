@@ -37,8 +37,8 @@ def fastest_within(trials: pd.DataFrame, drops: Sequence[float] = DROPS) -> dict
     dense = dense_row(trials)
     if dense is None:
         return {}
-    complete = trials[trials.state == TrialState.COMPLETE]
-    kept = {drop: complete[complete.accuracy >= dense.accuracy - drop] for drop in drops}
+    complete = trials.loc[trials.state == TrialState.COMPLETE]
+    kept = {drop: complete.loc[complete.accuracy >= dense.accuracy - drop] for drop in drops}
     return {drop: int(rows.latency_ratio.idxmin()) for drop, rows in kept.items()}
 
 

@@ -84,10 +84,10 @@ def task_from(
 def _example(weights: str | None, data: str | None, metric: str | None, normalize: str, cache: Path | None) -> Task:
     if data not in (None, EXAMPLE_DATA):
         raise ModelError(f"the example model knows only {EXAMPLE_DATA!r}, not data {data!r}; name your model with it")
-    if normalize != "dataset":
-        raise DataError(f"normalize is {normalize!r}; the example model was trained with 'dataset': leave it out")
     score, metric_name = find_metric(metric)
     found = load_data(EXAMPLE_DATA, normalize=normalize)
+    if normalize != "dataset":
+        raise DataError(f"normalize is {normalize!r}; the example model was trained with 'dataset': leave it out")
     net = example_model(cache) if weights is None else ExampleNet()
     if weights is not None:
         load_weights(net, weights)

@@ -26,5 +26,5 @@ def find_metric(metric: str | Metric | None) -> tuple[Metric, str]:
     if metric is None or metric == "accuracy":
         return accuracy, "accuracy"
     if isinstance(metric, str):
-        return resolve(metric, error=ConfigError), metric
+        return resolve(metric, error=ConfigError, words=["accuracy"]), metric
     return metric, getattr(metric, "__qualname__", type(metric).__name__)

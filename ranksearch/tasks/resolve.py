@@ -52,7 +52,7 @@ def resolve(text: str, *, error: type[UsageError] = ConfigError, words: Iterable
     Raises `error` when there is no such module, file or name, when importing it fails, and when it cannot be called.
     """
     if not is_reference(text):
-        raise error(f"got {text!r}; write module:function or file.py:function")
+        raise error(f"got {text!r}{nearest(text, words)}; write module:function or file.py:function")
     _make_importable(Path.cwd())
     place, _, name = text.rpartition(":")
     module = _from_file(Path(place), error) if place.endswith(".py") else _from_name(place, error, words)

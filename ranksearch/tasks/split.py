@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils._pytree import tree_map
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from ranksearch.errors import DataError
 from ranksearch.tasks.inputs import Inputs, num_examples, take, tensors
@@ -78,7 +78,7 @@ class DatasetSplit:
 
     @property
     def targets(self) -> Any:
-        return getattr(self.dataset, "targets", None)
+        return _targets(self.dataset)
 
     def batch(self, indices: Indices) -> tuple[Any, Any]:
         items = [self.dataset[int(i)] for i in indices]
@@ -88,6 +88,16 @@ class DatasetSplit:
             )
         inputs, targets = self.collate(items)
         return (tuple(inputs) if type(items[0][0]) is tuple else inputs), targets
+
+
+def _targets(dataset: Any) -> Any:
+    """All targets of a data set that has them at hand, else None."""
+    if isinstance(dataset, Subset):
+        whole = _targets(dataset.dataset)
+        return None if whole is None else [whole[i] for i in dataset.indices]
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        return dataset.tensors[1]
+    return getattr(dataset, "targets", None)
 
 
 def _name(dataset: Any) -> str:

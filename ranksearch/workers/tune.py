@@ -36,7 +36,7 @@ from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import ClusterConfig, Job, TrialSource, WorkerSetup
 from ranksearch.workers.watchdog import watchdog
 
-__all__ = ["TuneExecutor"]
+__all__ = ["TuneExecutor", "check_room"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +48,7 @@ class TuneExecutor:
         _connect(cluster.address, self._temporary, _task_bytes(setup))
         self.gpus = _gpus_per_trial(setup, cluster)
         self.cores = cluster.cpus_per_trial or _cores_per_trial(self.gpus)
-        _check_room(self.cores, self.gpus)
+        check_room(self.cores, self.gpus)
         self.max_concurrent = cluster.max_concurrent or _room(self.cores, self.gpus)
         self._timeout = setup.trial_timeout_seconds
         self._setup = ray.put(setup)
@@ -140,8 +140,8 @@ def _room(cores: int, gpus: float) -> int:
     return max(1, int(sum(per_node)))
 
 
-def _check_room(cores: int, gpus: float) -> None:
-    """A trial that fits nowhere would wait for ever."""
+def check_room(cores: int, gpus: float) -> None:
+    """Raises ConfigError where a trial fits on no node; it would wait for ever."""
     nodes = _nodes(gpus)
     if not any(n["CPU"] >= cores for n in nodes):
         offered = ", ".join(

@@ -4,6 +4,8 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -223,6 +225,18 @@ def test_upgrade_is_safe_to_repeat(url, filled):
         before = database.trials("study")
         database.upgrade()
         assert database.trials("study") == before
+
+
+def test_several_may_make_one_database_at_once(url):
+    together = threading.Barrier(4)
+
+    def make(_):
+        together.wait()
+        with Database.open(url) as database:
+            return database.check()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(make, range(4))) == [[], [], [], []]
 
 
 def test_an_upgrade_that_fails_leaves_the_old_schema(url, file, monkeypatch):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .made import make_plan, make_study, make_trial, run_trial, studies, trials
+from .made import make_measurement, make_plan, make_study, make_trial, run_trial, studies, trials
 
 STUDY_NAMES = (f"study {i}" for i in itertools.count())
 
@@ -47,8 +47,16 @@ def test_a_fresh_measurement_is_no_part_of_the_trial(database):
     study = make_study()
     database.save_study(study)
     finished = run_trial(database, study, make_trial(study, 0, make_plan(1)))
-    database.add_measurement(study.name, 0, finished.result.measurement, "fresh")
+    database.add_measurement(study.name, 0, make_measurement(0.9), "fresh")
     assert database.trials(study.name) == [finished]
+
+
+def test_a_later_measurement_of_the_search_takes_the_place_of_the_first(database):
+    study = make_study()
+    database.save_study(study)
+    run_trial(database, study, make_trial(study, 0, make_plan(1)))
+    database.add_measurement(study.name, 0, make_measurement(0.9), "search")
+    assert database.trial(study.name, 0).result.measurement == make_measurement(0.9)
 
 
 def test_unknown_study_is_none(database):

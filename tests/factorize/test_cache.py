@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ranksearch.errors import ModelError
@@ -245,6 +246,16 @@ def test_a_directory_that_cannot_be_written_is_given_up(tmp_path, method):
     ask(cache, method)  # no second warning
     ask(cache, method, weights(1)[0])
     assert method.count == 2
+
+
+def test_a_disk_that_refuses_in_the_middle_is_given_up(directory, method, monkeypatch):
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(cache_module, "save_file", full)
+    with pytest.warns(RuntimeWarning, match="kept in memory only.*No space left"):
+        ask(FactorCache(directory), method)
+    assert entries(directory) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

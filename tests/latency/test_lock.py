@@ -15,6 +15,14 @@ import pytest
 from ranksearch.errors import StorageError
 from ranksearch.latency.lock import DeviceLock
 
+PACKAGE = Path(__file__).parents[2] / "ranksearch"
+# lock.py itself needs no torch: importing it past the packages' front doors keeps children cheap
+LIGHT_IMPORT = f"""
+import sys, types
+for name, path in (("ranksearch", {str(PACKAGE)!r}), ("ranksearch.latency", {str(PACKAGE / "latency")!r})):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path]
+"""
 CONTENDER = """
 import json, sys, time
 from pathlib import Path
@@ -54,18 +62,8 @@ os.waitpid(child, 0)
 
 
 def start(script, *arguments):
-    # lock.py itself needs no torch: importing it past the package's front door keeps children cheap
     command = [sys.executable, "-c", LIGHT_IMPORT + script, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-LIGHT_IMPORT = f"""
-import sys, types
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-package = types.ModuleType("ranksearch.latency")
-package.__path__ = [{str(Path(__file__).parents[2] / "ranksearch" / "latency")!r}]
-sys.modules["ranksearch.latency"] = package
-"""
 
 
 def taken_within(seconds, directory):

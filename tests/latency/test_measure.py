@@ -1,6 +1,5 @@
 """Real models, real clocks."""
 
-import dataclasses
 import gc
 import os
 import subprocess
@@ -58,8 +57,8 @@ def run(dense, candidate, device=CPU, config=CONFIG, lock=None):
 
 
 def run_quietly(dense, candidate, device):
-    """A measurement that does not itself say that it is no good; a skip where three in a row do."""
-    for _ in range(3):
+    """A measurement that does not itself say that it is no good; a skip where two in a row do."""
+    for _ in range(2):
         measurement = run(dense, candidate, device)
         if not {"noisy", "unstable"} & set(measurement.flags):
             return measurement
@@ -193,25 +192,6 @@ def test_conditions_hold_while_measuring_and_are_put_back(failing):
     assert {s[0] for s in witness.seen} == {1}
     assert all(len(s[1]) == 1 and s[1] <= cores for s in witness.seen)
     assert {s[2:] for s in witness.seen} == {(False, True)}
-
-
-@needs_affinity
-def test_garbage_collection_that_was_off_stays_off():
-    gc.disable()
-    try:
-        run(Body(), Body())
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
-
-
-@needs_affinity
-def test_more_threads_keep_all_cores():
-    config = dataclasses.replace(CONFIG, threads=2, max_seconds=0.1)
-    dense, witness, inputs = pair(Body(), Witness(), config=config)
-    measure(dense, witness, inputs, config, device=CPU, seed=0, lock=None)
-    assert {s[0] for s in witness.seen} == {2}
-    assert all(s[1] == os.sched_getaffinity(0) for s in witness.seen)
 
 
 # --- alone on the device --------------------------------------------------------------------------------------------

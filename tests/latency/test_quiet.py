@@ -1,9 +1,13 @@
+import gc
+import os
 from collections import namedtuple
 
 import psutil
 import pytest
+import torch
 
-from ranksearch.latency.quiet import CpuWatch
+from ranksearch.latency.quiet import CpuWatch, quiet
+from ranksearch.records import MeasureConfig
 
 LinuxTimes = namedtuple("LinuxTimes", "user nice system idle iowait irq softirq steal guest guest_nice")
 
@@ -42,3 +46,27 @@ def test_the_foreign_share_is_what_neither_idles_nor_is_ours(monkeypatch, second
     watch = CpuWatch()
     machine.passes(**seconds)
     assert watch.foreign_share() == pytest.approx(share)
+
+
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no threads")
+
+
+@needs_affinity
+@pytest.mark.parametrize(("device", "threads", "is_pinned"), [("cpu", 1, True), ("cpu", 2, False), ("cuda", 1, False)])
+def test_one_thread_on_the_cpu_is_held_on_one_core(device, threads, is_pinned):
+    before = torch.get_num_threads(), os.sched_getaffinity(0)
+    with quiet(MeasureConfig(threads=threads), torch.device(device)):
+        assert torch.get_num_threads() == threads
+        assert os.sched_getaffinity(0) == ({max(before[1])} if is_pinned else before[1])
+    assert (torch.get_num_threads(), os.sched_getaffinity(0)) == before
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_garbage_collection_is_left_as_it_was(was_enabled):
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with quiet(MeasureConfig(), torch.device("cpu")):
+            assert not gc.isenabled()
+        assert gc.isenabled() is was_enabled
+    finally:
+        gc.enable()

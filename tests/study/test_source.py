@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
 
+from ranksearch.database import Database
 from ranksearch.errors import TooManyFailuresError
 from ranksearch.records import TrialResult, TrialState, key_of
 from ranksearch.study.mirror import OptunaMirror
@@ -24,10 +25,14 @@ def failed(spec, study):
 
 
 def check(bench: Bench, budget: int) -> None:
+    check_study(bench.url, bench.study.name, budget)
+
+
+def check_study(url: str, name: str, budget: int) -> None:
     """What every promise comes down to, read from the database alone."""
-    with bench.database() as database:
-        rows = database.trials(bench.study.name)
-        logical = database.trials_frame(bench.study.name)
+    with Database.open(url, create=False) as database:
+        rows = database.trials(name)
+        logical = database.trials_frame(name)
     superseded = {row.retry_of for row in rows} - {None}
     assert len(logical) == budget
     assert {row.number for row in rows} - superseded == set(logical.index)
@@ -37,7 +42,7 @@ def check(bench: Bench, budget: int) -> None:
     assert all(count == 1 for count in retries.values()), "a trial was retried twice"
     plans = Counter(row.spec.plan for row in rows if row.number not in superseded)
     assert max(plans.values()) == 1, "a plan was evaluated twice"
-    study = optuna.load_study(study_name=bench.study.name, storage=bench.url)
+    study = optuna.load_study(study_name=name, storage=url)
     states = {row.number: row.state for row in rows}
     for trial in study.get_trials():
         wanted = {TrialState.COMPLETE: OptunaState.COMPLETE, TrialState.FAILED: OptunaState.FAIL}[states[trial.number]]

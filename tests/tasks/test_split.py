@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.transforms.functional import normalize, to_tensor
 
 from ranksearch.errors import DataError
@@ -59,6 +59,15 @@ def test_a_dataset_split_stacks_items_and_keeps_tuples():
     assert inputs[1].shape == (2, 3)
     assert targets.tolist() == [2, 1]
     assert targets_of(split).tolist() == [0, 1, 2, 0]
+
+
+def test_targets_of_torchs_own_data_sets():
+    labels = torch.arange(8) % 3
+    dataset = TensorDataset(torch.rand(8, 2), labels)
+    cut = Subset(Subset(dataset, [7, 5, 3, 1]), [2, 0])
+    assert targets_of(DatasetSplit(dataset)).equal(labels)
+    assert targets_of(DatasetSplit(cut)).tolist() == [labels[3], labels[7]]
+    assert targets_of(DatasetSplit(Subset(TensorDataset(torch.rand(8, 2)), [0]))) is None
 
 
 def test_a_dataset_must_give_pairs():

@@ -13,7 +13,6 @@ Training draws such views anew for each batch.
 from dataclasses import replace
 
 import torch
-from sklearn.datasets import load_digits as load_scans
 from torch.nn import functional
 
 from ranksearch.tasks.augment import Affine
@@ -46,7 +45,9 @@ def load_digits(normalize: str) -> Data:
 
 
 def _scans() -> tuple[torch.Tensor, torch.Tensor]:
-    pixels, labels = load_scans(return_X_y=True)
+    from sklearn import datasets  # a second and over 100 MB that a worker, which is sent the data, need not spend
+
+    pixels, labels = datasets.load_digits(return_X_y=True)
     small = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / BRIGHTEST
     large = functional.interpolate(small, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     return _to_bytes(large), torch.from_numpy(labels).long()

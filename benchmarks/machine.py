@@ -1,0 +1,32 @@
+"""What a result must carry: hardware, versions; and where it is written."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ranksearch import latency
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def conditions() -> dict[str, Any]:
+    environment = latency.environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return {
+        "device": environment.device_model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+    } | {name: version(name) for name in ("torch", "ray", "optuna", "sqlalchemy", "ranksearch")}
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    """Print the result and keep it."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")

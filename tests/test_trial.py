@@ -1,0 +1,154 @@
+"""One trial: the same spec gives the same accuracy, the better model is kept, nothing a trial does escapes it."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.evaluate import evaluate
+from ranksearch.outbox import Outbox
+from ranksearch.records import (
+    FinetuneConfig,
+    LayerChoice,
+    MeasureConfig,
+    Plan,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    key_of,
+)
+from ranksearch.trial import run, train
+from ranksearch.workbench import Workbench
+
+CPU = torch.device("cpu")
+FINETUNE = FinetuneConfig(steps=4, precision="float32", layout="contiguous", threads=1, calibration_examples=128)
+MEASURE = MeasureConfig(batch_size=4, max_seconds=0.05, min_blocks=2, iterations_per_block=2)
+PLAN = Plan(
+    {"conv1": LayerChoice(method="spatial_svd", ranks=(8,)), "conv2": LayerChoice(method="tucker2", ranks=(8, 8))}
+)
+
+
+def spec(plan: Plan = PLAN, **finetune) -> TrialSpec:
+    return TrialSpec(study="s", plan=plan, seed=5, finetune=dataclasses.replace(FINETUNE, **finetune), measure=MEASURE)
+
+
+@pytest.fixture
+def bench(task, tmp_path) -> Workbench:
+    return Workbench(task, CPU, outbox=Outbox(tmp_path))
+
+
+def test_a_complete_trial_has_every_figure(bench):
+    result = run(spec(), bench)
+    assert result.state is TrialState.COMPLETE, result.reason
+    missing = {"reason", "details"}
+    assert {f.name for f in dataclasses.fields(result) if getattr(result, f.name) is None} <= missing
+    assert result.parameters == sum(p.numel() for p in bench.compress(PLAN).parameters())
+    assert {"compress", "measure", "recalibrate", "finetune", "evaluate"} <= set(result.seconds)
+    assert TrialResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_the_same_spec_gives_the_same_model_in_a_fresh_bench(task):
+    models = [train(b.compress(PLAN), spec(), b).model for b in (Workbench(task, CPU), Workbench(task, CPU))]
+    for name, value in models[0].state_dict().items():
+        assert torch.equal(value, models[1].state_dict()[name]), name
+
+
+def test_a_trial_leaves_no_trace_in_the_next(bench):
+    first = run(spec(), bench)
+    run(spec(Plan({"conv1": LayerChoice(method="channel_svd", ranks=(3,))}), learning_rate=0.5), bench)
+    torch.manual_seed(99)
+    again = run(spec(), bench)
+    assert again.score == first.score
+    assert again.oneshot == first.oneshot
+
+
+def test_the_dense_model_is_itself_and_as_fast_as_itself(bench, task):
+    result = run(spec(Plan()), bench)
+    assert result.score == evaluate(task.model, task.validation, task.metric, device=CPU)
+    assert result.measurement.ratio_low < 1.15
+    assert result.measurement.ratio_high > 0.87
+    assert result.parameters == sum(p.numel() for p in task.model.parameters())
+
+
+def test_the_better_of_re_estimated_and_fine_tuned_is_kept(bench, task):
+    helped, ruined = run(spec(), bench), run(spec(learning_rate=8.0), bench)
+    assert helped.score.value >= helped.oneshot.value
+    assert ruined.score == ruined.oneshot == helped.oneshot
+    model = bench.compress(PLAN)
+    model.load_state_dict(bench.outbox.weights(ruined.key))
+    assert evaluate(model, task.validation, task.metric, device=CPU) == ruined.score
+
+
+def test_weights_left_in_the_outbox_give_the_stored_accuracy(bench, task):
+    result = run(spec(), bench)
+    model = bench.compress(PLAN)
+    model.load_state_dict(bench.outbox.weights(key_of(spec())))
+    assert evaluate(model, task.validation, task.metric, device=CPU) == result.score
+
+
+def test_a_diverging_fine_tune_keeps_the_re_estimated_model_and_says_so(bench):
+    result = run(spec(learning_rate=1e18, momentum=0.0), bench)
+    assert result.state is TrialState.COMPLETE
+    assert result.score == result.oneshot
+    assert "diverged" in result.reason
+
+
+class Bad(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "nan":
+            return x * float("nan")
+        raise {"raise": RuntimeError("first line\nsecond line"), "memory": MemoryError()}[self.how]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("nan", "NonFiniteError"), ("raise", "RuntimeError: first line second line"), ("memory", "MemoryError")],
+)
+def test_what_goes_wrong_in_a_trial_fails_it_alone(bench, monkeypatch, how, words):
+    good = bench.compress
+
+    def bad(plan):
+        model = good(plan)
+        model.norm1 = Bad(how)
+        return model
+
+    bench.compress = bad
+    result = run(spec(), bench)
+    assert result.state is TrialState.FAILED
+    assert words in result.reason
+    assert "\n" not in result.reason
+    assert result.parameters, "what was known before the failure is kept"
+    assert result.score is None
+    bench.compress = good
+    assert run(spec(), bench).state is TrialState.COMPLETE
+
+
+def test_a_plan_with_an_impossible_rank_fails_with_the_reason(bench):
+    result = run(spec(Plan({"conv1": LayerChoice(method="spatial_svd", ranks=(4000,))})), bench)
+    assert result.state is TrialState.FAILED
+    assert "4000" in result.reason
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_way_to_train_gives_a_working_model(bench, layout, precision):
+    result = run(spec(layout=layout, precision=precision, distillation=0.5), bench)
+    assert result.state is TrialState.COMPLETE, result.reason
+    assert result.reason is None
+    assert result.score.value > 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_trial_on_cuda_in_bfloat16_is_timed_by_events_and_repeats_itself(task):
+    device = torch.device("cuda")
+    results = [run(spec(precision="bfloat16"), Workbench(task, device)) for _ in range(2)]
+    assert [r.state for r in results] == [TrialState.COMPLETE] * 2, results[0].reason
+    assert results[0].score == results[1].score
+    assert results[0].measurement.identity["device_model"] == torch.cuda.get_device_name()
