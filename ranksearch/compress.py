@@ -109,7 +109,7 @@ def _build(dense: nn.Conv2d | nn.Linear, step: _Step, device: str | torch.device
     device = device or dense.weight.device
     small = step.method.build(step.shape, step.ranks, device=device, dtype=dense.weight.dtype)
     _take_after(dense, small)
-    return small
+    return small.to(memory_format=_memory_format(dense))
 
 
 def _decompose(dense: nn.Conv2d | nn.Linear, step: _Step, cache: FactorCache) -> nn.Sequential:
@@ -128,18 +128,22 @@ def _fold(small: nn.Sequential, step: _Step) -> nn.Conv2d | nn.Linear:
     _take_after(last, dense)
     exact = copy.deepcopy(small).double()  # so that the product is rounded once
     weight = step.method.weight_of(exact, step.shape)
-    dense = dense.to_empty(device=last.weight.device)
+    dense = dense.to(memory_format=_memory_format(small)).to_empty(device=last.weight.device)
     dense.load_state_dict({**last.state_dict(), "weight": weight})
     return dense
 
 
 def _take_after(old: nn.Conv2d | nn.Linear, new: nn.Module) -> None:
-    new.train(old.training).to(memory_format=_memory_format(old.weight))
+    new.train(old.training)
     for name, parameter in new.named_parameters():  # weight, 0.weight, 1.bias …
         parameter.requires_grad_(getattr(old, name.rpartition(".")[2]).requires_grad)
 
 
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    """Told from strides: is_contiguous() says yes to both formats where there is one tap or one input channel."""
-    channels_last = weight.dim() == 4 and weight.stride(1) == 1 and weight.stride(3) == weight.size(1)
-    return torch.channels_last if channels_last and weight[0].numel() > 1 else torch.contiguous_format
+def _memory_format(module: nn.Module) -> torch.memory_format:
+    """channels_last where a weight has its strides; is_contiguous() would say yes to both where there is one tap."""
+    channels_last = any(p.dim() == 4 and _strides_tell_channels_last(p) for p in module.parameters())
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _strides_tell_channels_last(weight: Tensor) -> bool:
+    return weight[0].numel() > 1 and weight.stride(1) == 1 and weight.stride(3) == weight.size(1)

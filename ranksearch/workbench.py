@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from ranksearch.compress import compress
+from platformdirs import user_cache_path
 from torch import nn
 
 from ranksearch import latency, memory
+from ranksearch.compress import compress
 from ranksearch.factorize.cache import FactorCache
 from ranksearch.finetune import Batch, fixed_batches
 from ranksearch.latency import DeviceLock, lock_name
@@ -60,7 +61,8 @@ class Workbench:
 
     @cached_property
     def factors(self) -> FactorCache:
-        return FactorCache(None)
+        """Shared with the other workers of this host and with later runs."""
+        return FactorCache(user_cache_path("ranksearch") / "factors")
 
     def compress(self, plan: Plan) -> nn.Module:
         return compress(self.dense, plan, cache=self.factors, layers=self.layers)

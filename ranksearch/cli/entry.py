@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ def _usage(error: Any) -> str:
         return ""
     close = getattr(error, "possibilities", None)
     text = f"{error.message} (did you mean {min(close)!r}?)" if close else error.format_message()
-    text = text[:1].lower() + text[1:].rstrip(".")
+    text = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", text[:1].lower() + text[1:].rstrip("."))
     return f"{text}; see `{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else text
 
 

@@ -1,5 +1,6 @@
 """What a run shows on stderr while it runs: one live view on a terminal, one line a trial elsewhere."""
 
+import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
@@ -65,11 +66,11 @@ class Tally:
     @property
     def seconds_left(self) -> float:
         done = self.num_finished - self._finished_before
-        return (monotonic() - self._start) / done * (self.budget - self.num_finished) if done else float("nan")
+        return (monotonic() - self._start) / done * (self.budget - self.num_finished) if done else math.nan
 
     @property
     def last_failure(self) -> TrialRecord | None:
-        failed = [trial for trial in self._trials.values() if trial.state is TrialState.FAILED]
+        failed = [t for t in self._trials.values() if t.state is TrialState.FAILED and not may_retry(t)]
         return max(failed, key=lambda trial: trial.finished or "", default=None)
 
     def frame(self) -> pd.DataFrame:
@@ -82,14 +83,15 @@ class Tally:
 
 
 _COLUMNS = (
-    *("origin", "state", "accuracy", "accuracy_low", "accuracy_high", "test_accuracy"),
+    *("origin", "state", "accuracy", "accuracy_low", "accuracy_high"),
+    *("test_accuracy", "test_accuracy_high"),
     *("latency_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high", "speedup", "parameters", "plan"),
 )
 
 
 def _row(trial: TrialRecord) -> dict[str, object]:
     row: dict[str, object] = {"origin": trial.origin, "state": trial.state, "plan": trial.spec.plan.to_json()}
-    row["test_accuracy"] = float("nan")
+    row |= {"test_accuracy": math.nan, "test_accuracy_high": math.nan}
     if (result := trial.result) is None:
         return row
     if score := result.score:

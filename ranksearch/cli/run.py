@@ -3,7 +3,6 @@
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 
 from ranksearch.cli import figures
@@ -22,6 +21,8 @@ from ranksearch.errors import InfeasibleError
 from ranksearch.settings import Settings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ranksearch.study.search import SearchConfig
     from ranksearch.study.study import ParetoFilter, Study
     from ranksearch.tasks import Task
@@ -86,12 +87,14 @@ def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Fo
         raise InfeasibleError(infeasible(study, wanted))
 
 
-def _dense_first(trials: pd.DataFrame, front: pd.DataFrame) -> pd.DataFrame:
+def _dense_first(trials: "pd.DataFrame", front: "pd.DataFrame") -> "pd.DataFrame":
+    import pandas as pd
+
     dense = trials.index[trials.origin == "dense"].union(front.index[front.origin == "dense"])
     return pd.concat([trials.loc[dense], front.drop(dense, errors="ignore")])
 
 
-def _next_steps(study: "Study", front: pd.DataFrame, settings: Settings) -> None:
+def _next_steps(study: "Study", front: "pd.DataFrame", settings: Settings) -> None:
     from ranksearch.database import read_url, safe_url, sqlite_file
     from ranksearch.study.study import files_folder
 
@@ -115,7 +118,7 @@ def _storage_flag(settings: Settings) -> str:
     return "" if found_anyway or secret else f" --storage {settings.storage_url}"
 
 
-def _recommended(front: pd.DataFrame) -> int | None:
+def _recommended(front: "pd.DataFrame") -> int | None:
     """The fastest that loses at most a point against the best of the front, to have a number to paste."""
     factorized = front.loc[front.origin != "dense"]
     near = factorized.loc[factorized.accuracy >= front.accuracy.max() - 0.01]

@@ -39,7 +39,7 @@ def _missing(connection: Connection) -> Iterator[str]:
     there = inspect(connection)
     yield from (f"table {table} is missing" for table in METADATA.tables if not there.has_table(table))
     views = there.get_view_names()
-    yield from (f"view {view} is missing" for view in VIEWS if view not in views)
+    yield from (f"view {view} is missing; run: ranksearch db upgrade" for view in VIEWS if view not in views)
 
 
 def _orphans(connection: Connection) -> Iterator[str]:

@@ -61,7 +61,7 @@ class Database(Writer, Queries, Frames):
             raise StorageError(f"database {where} has the older schema {version}; run: ranksearch db upgrade")
 
     def upgrade(self) -> None:
-        """Brings an older schema up to this version; changes nothing when it is there already."""
+        """Brings an older schema up to this version and makes the views anew."""
         self.write(migrate.upgrade)
 
     def check(self) -> list[str]:

@@ -124,7 +124,7 @@ def front(points: np.ndarray) -> np.ndarray:
     """
     on_front = np.all(np.isfinite(points), axis=1)
     # In lexicographic order a row can only be dominated by one before it, and what is kept is on the front.
-    rest = np.flatnonzero(on_front)[np.lexsort(points[on_front].T[::-1])]
+    rest = np.flatnonzero(on_front)[np.lexsort(points[on_front].T)]
     while len(rest):
         best = points[rest[0]]
         dominated = (points[rest] >= best).all(axis=1) & (points[rest] > best).any(axis=1)

@@ -28,8 +28,6 @@ def upgrade(connection: Connection) -> None:
     The views are dropped before and made anew after: a migration may change what they read.
     """
     with _alone(connection):
-        if version_of(connection) == SCHEMA_VERSION:  # another process was first
-            return
         for view in reversed(VIEWS):
             connection.execute(text(f"DROP VIEW IF EXISTS {view}"))
         _run_migrations(connection)

@@ -134,7 +134,7 @@ def _read(path: Path) -> Any:
     except UnpicklingError as error:
         rule = "save model.state_dict() with torch.save or safetensors"
         raise ModelError(f"{path} is not a plain state dict (it is damaged or would run code); {rule}") from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:  # damaged in any way
         raise ModelError(f"{path} cannot be read as weights: {one_line(error)}") from error
 
 

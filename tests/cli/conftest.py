@@ -1,4 +1,5 @@
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,15 @@ from ranksearch.cli import main
 from tests.cli.project import make_project
 
 FINISHED_BUDGET = 8
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_measurements(tmp_path_factory):
+    """Nobody looks at these latencies: a short warm-up will do, and nobody else's measurement is waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ranksearch.latency.protocol.MAX_WARMUP_SECONDS", 0.05)
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(scope="session")

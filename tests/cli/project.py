@@ -15,15 +15,15 @@ from torch import nn
 def net():
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
+        nn.Conv2d(16, 96, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 4),
     )
 
 
 def wider():
     model = net()
-    model[9] = nn.Linear(32, 6)
+    model[9] = nn.Linear(96, 6)
     return model
 
 
@@ -102,7 +102,7 @@ def _trained(folder: Path, arrays: dict[str, np.ndarray]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = dense_net(folder)
-        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        optimizer = torch.optim.Adam(model.parameters(), 0.003)
         for _ in range(4):
             for rows in torch.randperm(len(labels)).split(64):
                 optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 
@@ -158,17 +159,21 @@ def test_a_wider_window_never_shows_less(project, ranksearch, monkeypatch):
     for width in (80, 100, 120, 200):
         monkeypatch.setenv("COLUMNS", str(width))
         shown.append(set(ranksearch("pareto")[1].splitlines()[0].split()))
-    assert all(narrow <= wide for narrow, wide in zip(shown, shown[1:], strict=False))
+    assert all(narrow <= wide for narrow, wide in itertools.pairwise(shown))
     assert {"trial", "accuracy", "test", "speed-up", "methods"} <= shown[0]
+
+
+MEASURED = {"speedup": 1 / 0.5435, "latency_ratio_low": 1 / 1.86, "latency_ratio_high": 1 / 1.82}
+SCORED = {"accuracy": 0.9735, "accuracy_low": 0.966, "accuracy_high": 0.98}
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (figures.accuracy_of({"accuracy": 0.9735, "accuracy_low": 0.966, "accuracy_high": 0.98}, percent=True), "97.35 % [96.6, 98.0]"),
-        (figures.accuracy_of({"accuracy": 0.9735, "accuracy_low": 0.966, "accuracy_high": 0.98}, percent=False), "0.9735 [0.966, 0.980]"),
-        (figures.speedup({"speedup": 1 / 0.5435, "latency_ratio_low": 1 / 1.86, "latency_ratio_high": 1 / 1.82}), "1.84× [1.82, 1.86]"),
-        (figures.speedup({"speedup": math.nan, "latency_ratio_low": math.nan, "latency_ratio_high": math.nan}), "–"),
+        (figures.accuracy_of(SCORED, percent=True), "97.35 % [96.6, 98.0]"),
+        (figures.accuracy_of(SCORED, percent=False), "0.9735 [0.966, 0.980]"),
+        (figures.speedup(MEASURED), "1.84× [1.82, 1.86]"),
+        (figures.speedup(dict.fromkeys(MEASURED, math.nan)), "–"),
         (figures.latency(2.31), "2.31 ms"),
         (figures.latency(0.0314), "0.031 ms"),
         (figures.parameters(123_456), "0.12 M"),
@@ -176,6 +181,7 @@ def test_a_wider_window_never_shows_less(project, ranksearch, monkeypatch):
         (figures.parameters(pd.NA), "–"),
         (figures.macs(14_200_000), "14.2 M"),
         (figures.macs(1_820_000_000), "1.82 G"),
+        (figures.duration(0.083), "0.08 s"),
         (figures.duration(185), "3 min 5 s"),
         (figures.duration(7800), "2 h 10 min"),
         (figures.methods('{"a":"svd:3","b":"tucker2:4x4","c":"svd:5"}'), "svd×2 tucker2×1"),
@@ -183,7 +189,8 @@ def test_a_wider_window_never_shows_less(project, ranksearch, monkeypatch):
         (figures.size(1536), "1.5 KiB"),
         (figures.drop(0.01, percent=True), "1 point"),
         (figures.drop(0.05, percent=True), "5 points"),
+        (figures.drop(0.05, percent=False), "0.05"),
     ],
-)  # fmt: skip
+)
 def test_figures(text, expected):
     assert text == expected

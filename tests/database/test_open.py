@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ranksearch.database import Database, engine, store
+from ranksearch.database import Database, engine, migrate, store
 from ranksearch.errors import ConfigError, NotFoundError, StorageError
 
 from .made import make_plan, make_study, make_trial, run_trial
@@ -220,11 +220,36 @@ def test_an_older_schema_waits_for_its_upgrade(url, filled):
         assert database.check() == ["the schema is 0000, this ranksearch has 0001; run: ranksearch db upgrade"]
 
 
-def test_upgrade_is_safe_to_repeat(url, filled):
+def test_upgrade_is_safe_to_repeat_and_makes_the_views_anew(url, filled):
+    with sqlite3.connect(filled) as connection:
+        connection.execute("DROP VIEW rs_layers")
+    connection.close()
     with Database.open(url) as database:
         before = database.trials("study")
         database.upgrade()
         assert database.trials("study") == before
+        assert database.check() == []
+
+
+def test_an_older_database_is_upgraded_with_its_views(url, filled, monkeypatch):
+    """The views of the older version go first: what they read may change."""
+    with sqlite3.connect(filled) as connection:
+        connection.execute("DROP VIEW rs_layers")
+        connection.execute("CREATE VIEW rs_layers AS SELECT details AS of_an_older_version FROM rs_trial")
+        connection.execute("UPDATE rs_alembic_version SET version_num = '0000'")
+    connection.close()
+
+    def next_version(connection):
+        connection.exec_driver_sql("ALTER TABLE rs_trial DROP COLUMN details")
+        connection.exec_driver_sql("ALTER TABLE rs_trial ADD COLUMN details TEXT")
+        connection.exec_driver_sql("UPDATE rs_alembic_version SET version_num = '0001'")
+
+    monkeypatch.setattr(migrate, "_run_migrations", next_version)
+    with Database.open(url) as database:
+        assert database.check() == []
+        assert len(database.trials("study")) == 1
+        with database.reading() as connection:
+            assert connection.exec_driver_sql("SELECT COUNT(layer) FROM rs_layers").scalar() == 3
 
 
 def test_several_may_make_one_database_at_once(url):
@@ -240,8 +265,6 @@ def test_several_may_make_one_database_at_once(url):
 
 
 def test_an_upgrade_that_fails_leaves_the_old_schema(url, file, monkeypatch):
-    from ranksearch.database import migrate
-
     monkeypatch.setattr(migrate, "view_sql", lambda view: "CREATE VIEW rs_broken AS SELECT FROM")
     monkeypatch.setattr(store, "_RETRY_SECONDS", ())
     with pytest.raises(StorageError):

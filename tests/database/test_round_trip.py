@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from .made import make_measurement, make_plan, make_study, make_trial, run_trial, studies, trials
 
@@ -57,6 +58,23 @@ def test_a_later_measurement_of_the_search_takes_the_place_of_the_first(database
     run_trial(database, study, make_trial(study, 0, make_plan(1)))
     database.add_measurement(study.name, 0, make_measurement(0.9), "search")
     assert database.trial(study.name, 0).result.measurement == make_measurement(0.9)
+
+
+def test_the_number_of_statements_does_not_grow_with_the_study(database):
+    study = make_study()
+    database.save_study(study)
+    statements = []
+    event.listen(database.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    counts = set()
+    for number in range(3):
+        run_trial(database, study, make_trial(study, number, make_plan(1)))
+        statements.clear()
+        database.trials(study.name)
+        database.trials_frame(study.name)
+        database.load_study(study.name)
+        counts.add(len(statements))
+    assert len(counts) == 1
+    assert counts.pop() < 20
 
 
 def test_unknown_study_is_none(database):

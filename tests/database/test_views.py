@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -255,6 +256,14 @@ def test_columns_have_one_type_with_and_without_rows(database):
         assert list(frame) == [*TRIAL_COLUMNS, "seconds_total"]
     assert len({str(frame.dtypes.to_dict()) for frame in frames}) == 1
     json.loads(frames[1].to_json(orient="records"))
+
+
+def test_studies_come_in_the_order_they_were_created(database):
+    for name, day in (("b", 2), ("c", 3), ("a", 1)):
+        database.save_study(replace(make_study(name), created=f"2026-01-0{day}T00:00:00+00:00"))
+    frame = database.studies_frame()
+    assert frame.study.tolist() == ["a", "b", "c"]
+    assert frame.num_complete.tolist() == [0, 0, 0]
 
 
 def test_the_front_follows_a_fresh_measurement(database):

@@ -100,6 +100,7 @@ def test_a_factory_may_bring_everything(user_folder, place):
         (DataError, ["label 14", "10 classes, 0 to 9"], {"model": "nets:make_ten", "data": "sets:out_of_range"}),
         (ModelError, ["'resnet81'"], {"model": "torchvision:resnet81", "data": "sets:tensors"}),
         (ModelError, ["NaN"], {"model": "nets:make", "data": "sets:tensors", "weights": "nan.safetensors"}),
+        (ModelError, ["NaN"], {"model": "whole:make", "weights": "nan_line.safetensors"}),
         (ModelError, ["gives (1,)", "ranksearch.Task"], {"model": "flat:make", "data": "sets:tensors"}),
     ],
 )
@@ -114,6 +115,7 @@ def test_what_cannot_be_a_task(user_folder, error, words, arguments):
     )
     state = {"layers.1.weight": torch.full((10, 256), torch.nan), "layers.1.bias": torch.zeros(10)}
     save_file(state, "nan.safetensors")
+    save_file({"weight": torch.full((2, 4), torch.nan), "bias": torch.zeros(2)}, "nan_line.safetensors")
     before = sorted(p.name for p in user_folder.iterdir() if p.name != "__pycache__")
     with refuses(error, *words):
         build_task(**arguments)

@@ -199,6 +199,11 @@ def test_a_fingerprint_tells_what_differs(net, part, change):
     assert {name for name in ours if ours[name] != theirs[name]} == {part}
 
 
+def test_a_fingerprint_tells_sizes_that_no_sample_shows(net):
+    sizes = [ArraySplit(torch.zeros(n, 1, 16, 16), torch.zeros(n, dtype=torch.int64)) for n in (100, 101)]
+    assert made(net, train=sizes[0]).fingerprint()["data"] != made(net, train=sizes[1]).fingerprint()["data"]
+
+
 def test_a_fingerprint_is_the_same_in_every_process(net, tmp_path):
     net.activation = torch.nn.functional.relu
     net.extra_repr = lambda: repr(object())  # an address, another in each process
