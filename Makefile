@@ -5,7 +5,7 @@ install:
 	python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ".[dev]"
 
 test:
-	.venv/bin/python -m pytest -q -m "not slow"
+	.venv/bin/python -m pytest -q
 
 slow:
 	.venv/bin/python -m pytest -q -m slow

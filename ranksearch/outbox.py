@@ -34,7 +34,7 @@ class Outbox:
         """The result of that key, or None where there is none that can be read."""
         try:
             return TrialResult.from_json(json.loads((self.directory / f"{key}.json").read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     def put_weights(self, key: str, model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ranksearch.cli import database, doctor, export, queries, run, show, submit
-from ranksearch.cli.signals import INTERRUPTED, Signalled, listening
+from ranksearch.cli.signals import INTERRUPTED, Signalled, listening, signal_behind
 from ranksearch.errors import RanksearchError, UsageError
 
 __all__ = ["app", "main"]
@@ -63,11 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return done.exit_code
         except BrokenPipeError:
             return _pipe_closed()
-        except KeyboardInterrupt:
-            return _say("interrupted; run the same command again to go on", INTERRUPTED)
-        except Signalled as told:
-            return _say(str(told), told.exit_code)
-        except Exception as error:  # noqa: BLE001 - a user gets one line, whatever it is
+        except BaseException as error:  # noqa: BLE001 - a user gets one line, whatever it is
             if debug:
                 traceback.print_exc()
             text, exit_code = _explained(error)
@@ -95,8 +91,13 @@ def _say(text: str, exit_code: int) -> int:
     return exit_code
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _explained(error: BaseException) -> tuple[str, int]:
     """One line, or none where help has been printed in its place, and the exit code."""
+    told = signal_behind(error)
+    if isinstance(told, Signalled):
+        return str(told), told.exit_code
+    if told is not None:
+        return "interrupted; run the same command again to go on", INTERRUPTED
     if isinstance(error, RanksearchError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # the command line itself cannot be read

@@ -7,7 +7,7 @@ from types import FrameType
 
 from ranksearch.errors import PreemptedError
 
-__all__ = ["INTERRUPTED", "Signalled", "listen", "listening"]
+__all__ = ["INTERRUPTED", "Signalled", "listen", "listening", "signal_behind"]
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -30,6 +30,16 @@ def _end(number: int, _frame: FrameType | None) -> None:
     for other in ENDINGS:  # once is enough: a second one must not disturb the clearing up
         signal.signal(other, signal.SIG_IGN)
     raise Signalled(number)
+
+
+def signal_behind(error: BaseException | None) -> "Signalled | KeyboardInterrupt | None":
+    """The signal that an exception comes from, if it does. Ray's compiled code may wrap it in a SystemError, and its
+    own handler, in force for a moment after `ray.init`, makes a SystemExit of SIGTERM."""
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        return Signalled(signal.SIGTERM)
+    while error is not None and not isinstance(error, Signalled | KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def listen() -> None:

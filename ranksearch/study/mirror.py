@@ -76,15 +76,19 @@ class OptunaMirror:
             sampler=optuna.samplers.RandomSampler(),
             load_if_exists=True,
         )
-        if self._study.user_attrs.setdefault(
-            "ranksearch", study.key
-        ) != study.key or self._study.directions != directions(study.objectives):
+        if not self._is_ours():
             raise ConfigError(
                 f"the database has an Optuna study {study.name!r} that ranksearch did not make; choose another --study"
             )
         self._study.set_user_attr("ranksearch", study.key)
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             self._study.set_metric_names([*study.objectives])  # so that dashboards name the axes
+
+    def _is_ours(self) -> bool:
+        owner = self._study.user_attrs.get("ranksearch")
+        is_new = owner is None and not self._study.get_trials(deepcopy=False)
+        same_axes = self._study.directions == directions(self._record.objectives)
+        return same_axes and (is_new or owner == self._record.key)
 
     def start(self, record: TrialRecord) -> None:
         """Write the row of a trial that our tables have already."""

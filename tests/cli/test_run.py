@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 from safetensors.torch import save_file
@@ -168,6 +169,25 @@ def test_signals(fresh, ranksearch, search_does, number, code, said):
     assert (got, out) == (code, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 75)])
+def test_a_signal_that_compiled_code_wrapped(fresh, ranksearch, search_does, number, code):
+    def wrapped() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException as told:
+            raise SystemError("returned a result with an exception set") from told
+
+    search_does(wrapped)
+    got, _, err = ranksearch("run")
+    assert got == code
+    assert "run the same command again" in err
+
+
+def test_sigterm_in_the_moment_when_ray_has_it(fresh, ranksearch, search_does):
+    search_does(lambda: sys.exit(signal.SIGTERM))
+    assert ranksearch("run")[0] == 143
 
 
 def test_signals_are_listened_to_again_after_ray_took_them(fresh, ranksearch, monkeypatch):

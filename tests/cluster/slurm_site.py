@@ -1,7 +1,7 @@
 """A Slurm site of stand-ins: programs on PATH that write down how they were called, and do what the real ones would.
 
-`python -m ranksearch` behaves as RUN says: `exit N`; `listen` until USR2 comes and leave with 75; `deaf` to it. `ray`
-runs what follows `--` (symmetric-run) or stays (start). `python -`, which waits for Ray's nodes, and `ray
+`python -m ranksearch` behaves as RUN says: `exit N`; `listen N`, to leave with N when USR2 has come; `deaf` to it.
+`ray` runs what follows `--` (symmetric-run) or stays (start). `python -`, which waits for Ray's nodes, and `ray
 symmetric-run` take as long as START_SECONDS says.
 """
 
@@ -40,7 +40,7 @@ if [ "$1" = - ]; then
 fi
 case $RUN in
     exit*) $RUN ;;
-    listen) trap 'exit 75' USR2 ;;
+    listen*) trap 'sleep 0.3; echo the run leaves >>"$CALLS"; exit ${RUN#listen }' USR2 ;;
 esac
 touch "$CALLS.running"
 exec 3<> <(:)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from ranksearch.cluster import RayJob, RunCommand, environment_to_send, follow, ray_client, send
 from ranksearch.errors import ConfigError
@@ -52,16 +52,19 @@ def test_the_job_is_the_golden_one(golden: str, shown: RayJob) -> None:
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_echo(tmp_path_factory.mktemp("bin") / "py thon")
+    folder = tmp_path_factory.mktemp("bin") / "a folder; exit"
+    folder.mkdir()
+    return write_echo(folder / "py thon")
 
 
 @given(flags=ARGUMENTS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_shell_hands_the_run_exactly_its_flags(echo: Path, copied: bool, flags: list[str]) -> None:
+    """In a folder, with an interpreter, and with flags that a shell would take apart."""
     command = RunCommand(flags=(*flags, "--address", "here"))
-    entrypoint = RayJob(command=command, working_dir="/", python=str(echo), copies_working_dir=copied).entrypoint
-    done = subprocess.run(entrypoint, shell=True, executable="/bin/sh", capture_output=True, check=True)
+    sent = RayJob(command=command, working_dir=str(echo.parent), python=str(echo), copies_working_dir=copied)
+    done = subprocess.run(sent.entrypoint, shell=True, executable="/bin/sh", capture_output=True, check=True)
     assert arguments_in(done.stdout) == ["-m", "ranksearch", "run", *flags, "--address", "here"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from ranksearch.cluster import RunCommand, SlurmJob, sbatch
 from ranksearch.cluster.slurm_job import TEMPLATES
@@ -54,7 +54,7 @@ def test_the_script_is_the_golden_one(golden: str, written: SlurmJob) -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(flags=ARGUMENTS)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None)
 def test_bash_reads_the_script_and_the_run_gets_exactly_its_flags(template: str, echo: Path, flags: list[str]) -> None:
     script = job(*flags, template=template, python=str(echo)).script()
     subprocess.run(["bash", "-n"], input=script.encode(), check=True)
@@ -162,12 +162,22 @@ def test_the_job_ends_as_the_run_does_and_goes_back_into_the_queue_with_75_alone
     assert folder.exists() == (code not in (0, 75))  # Ray's logs are worth keeping when something went wrong
 
 
-@pytest.mark.parametrize("run", ["listen", "deaf"])
+@pytest.mark.parametrize("code", [75, 0, 3])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_the_signal_reaches_the_run_and_the_job_goes_back_into_the_queue(
-    site: Site, start: Start, template: str, run: str
-) -> None:
-    process = start(template, run=run)
+def test_the_signal_reaches_the_run_and_its_answer_counts(site: Site, start: Start, template: str, code: int) -> None:
+    """Back into the queue once it has left with 75; not when its search was done, or had failed, by then."""
+    process = start(template, run=f"listen {code}")
+    site.wait_for_run()
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == code
+    after = site.calls()[site.calls().index("the run leaves") + 1 :]
+    assert site.calls("scontrol") == ["scontrol requeue 4242"] * (code == 75)
+    assert set(site.calls("scontrol")) <= set(after)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_run_that_the_signal_kills_goes_back_into_the_queue(site: Site, start: Start, template: str) -> None:
+    process = start(template, run="deaf")
     site.wait_for_run()
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=20) == 75
@@ -176,7 +186,7 @@ def test_the_signal_reaches_the_run_and_the_job_goes_back_into_the_queue(
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_signal_before_the_run_has_begun_puts_the_job_back_at_once(site: Site, start: Start, template: str) -> None:
-    process = start(template, run="listen", start_seconds=20)
+    process = start(template, run="listen 75", start_seconds=20)
     site.wait_for_call("ray symmetric-run" if template == "symmetric" else "python - ")
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=10) == 75

