@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the common ancestor of BatchNorm1d, 2d, 3d and SyncBatchNorm
 
-from ranksearch.tasks.inputs import Inputs, forward
+from ranksearch.inputs import Inputs, forward
 
 __all__ = ["reestimate_batchnorm"]
 

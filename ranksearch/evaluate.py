@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from ranksearch.errors import NonFiniteError
+from ranksearch.inputs import forward, num_examples, take, tensors, to_device
 from ranksearch.records import Score
-from ranksearch.tasks.inputs import forward, num_examples, take, tensors, to_device
 from ranksearch.tasks.metrics import Metric
 from ranksearch.tasks.split import Split
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ranksearch.errors import NonFiniteError
+from ranksearch.inputs import Inputs, forward, to_device
 from ranksearch.records import FinetuneConfig
 from ranksearch.tasks import Task
-from ranksearch.tasks.inputs import Inputs, forward, to_device
 
 __all__ = ["Batch", "autocast", "finetune", "fixed_batches", "memory_format"]
 

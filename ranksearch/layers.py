@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ranksearch.errors import ModelError
 from ranksearch.factorize import LayerShape
+from ranksearch.inputs import forward
 from ranksearch.records import Record
 
-__all__ = ["Forward", "FoundLayer", "call", "find_layers", "list_layers", "total_macs"]
-
-Forward: TypeAlias = Callable[[nn.Module, Any], Any]
+__all__ = ["FoundLayer", "find_layers", "list_layers", "total_macs"]
 
 # Classes with weights that no method takes: listed, so that nobody has to wonder where they are.
 _UNSUPPORTED = (
@@ -45,15 +44,6 @@ class FoundLayer(Record):
     skipped: str | None = None
 
 
-def call(model: nn.Module, example_input: Any) -> Any:
-    """The model on one batch: a tuple holds positional arguments, a dict keyword arguments."""
-    if isinstance(example_input, tuple):
-        return model(*example_input)
-    if isinstance(example_input, dict):
-        return model(**example_input)
-    return model(example_input)
-
-
 def list_layers(model: nn.Module) -> tuple[FoundLayer, ...]:
     """The layers in order of registration, with what can be said without running the model: no input sizes."""
     reasons = {**_shared(model), **_read_by_parent(model)}
@@ -64,23 +54,23 @@ def list_layers(model: nn.Module) -> tuple[FoundLayer, ...]:
     )
 
 
-def find_layers(model: nn.Module, example_input: Any, forward: Forward = call) -> tuple[FoundLayer, ...]:
+def find_layers(model: nn.Module, example_input: Any) -> tuple[FoundLayer, ...]:
     """The layers in order of first call, those never called last, with the sizes of what enters them.
 
-    `forward(model, example_input)` runs once, in eval mode and without gradients, on a batch of one example.
+    The model runs once, in eval mode and without gradients, on a batch of one example.
     Raises ModelError where it fails. The model is left as it was.
     """
     listed = {layer.name: layer for layer in list_layers(model)}
-    sizes = _input_sizes(model, listed, example_input, forward)
+    sizes = _input_sizes(model, listed, example_input)
     called = [_sized(listed[name], sizes[name]) for name in sizes]
     return (*called, *(_never_called(layer) for name, layer in listed.items() if name not in sizes))
 
 
-def total_macs(model: nn.Module, example_input: Any, forward: Forward = call) -> int:
+def total_macs(model: nn.Module, example_input: Any) -> int:
     """Multiply-accumulates of one forward pass: half of what torch.utils.flop_counter counts. Raises ModelError."""
     counter = FlopCounterMode(display=False)
     with counter:
-        _run(model, example_input, forward)
+        _run(model, example_input)
     return counter.get_total_flops() // 2
 
 
@@ -126,7 +116,7 @@ def _read_by_parent(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _input_sizes(
-    model: nn.Module, listed: dict[str, FoundLayer], example_input: Any, forward: Forward
+    model: nn.Module, listed: dict[str, FoundLayer], example_input: Any
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Layer name -> input sizes, in order of first call, only for layers that are called."""
     sizes: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -142,7 +132,7 @@ def _input_sizes(
         for name, layer in listed.items():
             hook = model.get_submodule(name).register_forward_pre_hook(recorder(layer), with_kwargs=True)
             hooks.callback(hook.remove)
-        _run(model, example_input, forward)
+        _run(model, example_input)
     return sizes
 
 
@@ -161,7 +151,7 @@ def _never_called(layer: FoundLayer) -> FoundLayer:
     return replace(layer, skipped=layer.skipped or "never called in a forward pass; its weight may be used directly")
 
 
-def _run(model: nn.Module, example_input: Any, forward: Forward) -> None:
+def _run(model: nn.Module, example_input: Any) -> None:
     with _evaluating(model):
         try:
             forward(model, example_input)

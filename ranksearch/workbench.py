@@ -14,12 +14,12 @@ from ranksearch import latency, memory
 from ranksearch.compress import compress
 from ranksearch.factorize.cache import FactorCache
 from ranksearch.finetune import Batch, fixed_batches
+from ranksearch.inputs import Inputs, to_device
 from ranksearch.latency import DeviceLock, lock_name
 from ranksearch.layers import FoundLayer, find_layers, total_macs
 from ranksearch.outbox import Outbox
 from ranksearch.records import Cost, FinetuneConfig, MeasureConfig, Plan
 from ranksearch.tasks import Task
-from ranksearch.tasks.inputs import Inputs, forward, to_device
 
 __all__ = ["Workbench"]
 
@@ -52,12 +52,12 @@ class Workbench:
 
     @cached_property
     def layers(self) -> tuple[FoundLayer, ...]:
-        return find_layers(self.dense, self.example, forward=forward)
+        return find_layers(self.dense, self.example)
 
     @cached_property
     def dense_cost(self) -> Cost:
         parameters = sum(p.numel() for p in self.dense.parameters())
-        return Cost(parameters=parameters, macs=total_macs(self.dense, self.example, forward=forward))
+        return Cost(parameters=parameters, macs=total_macs(self.dense, self.example))
 
     @cached_property
     def factors(self) -> FactorCache:

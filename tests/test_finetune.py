@@ -56,7 +56,7 @@ def reference(model: nn.Module, batches, cfg: FinetuneConfig) -> nn.Module:
         with torch.no_grad():
             for (name, p), g in zip(model.named_parameters(), gradients, strict=True):
                 velocity[name] = cfg.momentum * velocity[name] + g + cfg.weight_decay * p
-                p -= rate * velocity[name]
+                p.sub_(rate * velocity[name])
     return model
 
 

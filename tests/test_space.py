@@ -54,13 +54,9 @@ def test_stem_and_classifier_stay_dense_unless_the_space_says_otherwise(found):
 
 
 @settings(max_examples=25, deadline=None)
-@given(multiple=st.integers(1, 32), low=st.floats(0.01, 0.4), high=st.floats(0.45, 1.0), per_method=st.integers(1, 20))
+@given(multiple=st.integers(1, 32), low=st.floats(0.01, 0.2), high=st.floats(0.6, 1.0), per_method=st.integers(1, 20))
 def test_options_keep_the_rules(found, multiple, low, high, per_method):
-    try:
-        layers = records(found, ranks={"multiple": multiple, "kept": [low, high], "per_method": per_method})
-    except SpaceError as error:
-        assert "nothing to search" in str(error)
-        return
+    layers = records(found, ranks={"multiple": multiple, "kept": [low, high], "per_method": per_method})
     for layer in layers.values():
         *factorized, dense = layer.options or [None]
         assert dense is None or dense.choice.is_dense

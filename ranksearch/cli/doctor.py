@@ -107,11 +107,10 @@ def _database(url: str) -> str:
 def _layers(settings: Settings) -> list[dict[str, Any]]:
     from ranksearch.factorize import METHODS
     from ranksearch.layers import find_layers
-    from ranksearch.tasks.inputs import forward
 
     task = settings.task()
     rows = []
-    for layer in find_layers(task.model, task.example_input, forward=forward):
+    for layer in find_layers(task.model, task.example_input):
         refusals = {n: m.refuses(layer.shape) for n, m in METHODS.items()} if layer.shape else {}
         takers = [] if layer.skipped else [name for name, reason in refusals.items() if reason is None]
         cost = layer.shape.cost() if layer.shape else None

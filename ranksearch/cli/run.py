@@ -137,9 +137,8 @@ def _plan(task: "Task", config: "SearchConfig", form: Format) -> None:
     from ranksearch.allocate import uniform_sweep
     from ranksearch.layers import find_layers
     from ranksearch.space import layer_records
-    from ranksearch.tasks.inputs import forward
 
-    layers = layer_records(config.space, find_layers(task.model, task.example_input, forward=forward))
+    layers = layer_records(config.space, find_layers(task.model, task.example_input))
     rows = [
         {
             "layer": layer.name,

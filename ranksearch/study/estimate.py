@@ -10,9 +10,9 @@ from time import perf_counter
 import torch
 
 from ranksearch.finetune import finetune, fixed_batches, memory_format
+from ranksearch.inputs import forward, to_device
 from ranksearch.records import FinetuneConfig, MeasureConfig
 from ranksearch.tasks import Task
-from ranksearch.tasks.inputs import forward, to_device
 from ranksearch.workbench import Workbench
 
 __all__ = ["Estimate", "estimate"]

@@ -36,7 +36,6 @@ from ranksearch.study.sampler import TPESampler
 from ranksearch.study.source import StudySource, now
 from ranksearch.study.study import DEFAULT_STORAGE, Study, files_folder, restored
 from ranksearch.tasks import Task
-from ranksearch.tasks.inputs import forward
 from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import ClusterConfig, Executor, WorkerSetup
 from ranksearch.workers.inline import InlineExecutor
@@ -105,7 +104,7 @@ def run_search(task: Task, config: SearchConfig, listener: Listener | None = Non
     exists with another model, data set, space, objective or device.
     """
     listener = listener or Quiet()
-    layers = layer_records(config.space, find_layers(task.model, task.example_input, forward=forward))
+    layers = layer_records(config.space, find_layers(task.model, task.example_input))
     device = device_of(config)
     name = config.study or default_name(task, device)
     intent = _fingerprint(task, config)

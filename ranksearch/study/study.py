@@ -40,7 +40,7 @@ class ParetoFilter:
             keep &= frame.accuracy >= self.min_accuracy
         if self.max_drop is not None and dense_accuracy is not None:
             keep &= frame.accuracy >= dense_accuracy - self.max_drop
-        return frame[keep]
+        return frame.loc[keep]
 
 
 def files_folder(storage: str, study: str) -> Path:

@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn import functional
 
 from ranksearch.errors import DataError, ModelError
+from ranksearch.inputs import Inputs, forward
 from ranksearch.tasks.data import Data
-from ranksearch.tasks.inputs import Inputs, forward
 from ranksearch.tasks.metrics import Metric
 from ranksearch.tasks.resolve import one_line
 from ranksearch.tasks.split import targets_of

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 from ranksearch.errors import DataError
-from ranksearch.tasks.inputs import Inputs
+from ranksearch.inputs import Inputs
 from ranksearch.tasks.split import Split, split_off
 
 __all__ = ["Augment", "Data"]

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from ranksearch.errors import DataError
-from ranksearch.tasks.inputs import Inputs, num_examples, take, tensors
+from ranksearch.inputs import Inputs, num_examples, take, tensors
 
 __all__ = ["ArraySplit", "DatasetSplit", "Indices", "Part", "Split", "split_off", "targets_of"]
 

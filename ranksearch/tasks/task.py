@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ranksearch.errors import DataError, ModelError
-from ranksearch.tasks.inputs import Inputs, forward, tensors
+from ranksearch.inputs import Inputs, forward, tensors
 from ranksearch.tasks.metrics import Metric
 from ranksearch.tasks.resolve import one_line
 from ranksearch.tasks.split import Split

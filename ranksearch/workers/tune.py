@@ -26,7 +26,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
-from ray import tune
+import ray.exceptions
+from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from ranksearch.errors import ConfigError, RanksearchError
@@ -114,7 +115,7 @@ def _connect(address: str | None, temporary: Path, task_bytes: int) -> None:
 
 
 def _task_bytes(setup: WorkerSetup) -> int:
-    return len(ray.cloudpickle.dumps(setup))
+    return len(cloudpickle.dumps(setup))
 
 
 def _gpus_per_trial(setup: WorkerSetup, cluster: ClusterConfig) -> float:

@@ -1,11 +1,7 @@
-"""A Slurm site of stand-ins: programs on PATH that write down how they were called, and do what the real ones would.
-
-`python -m ranksearch` behaves as RUN says: `exit N`; `listen N`, to leave with N when USR2 has come; `deaf` to it.
-`ray` runs what follows `--` (symmetric-run) or stays (start). `python -`, which waits for Ray's nodes, and `ray
-symmetric-run` take as long as START_SECONDS says.
-"""
+"""A Slurm site of stand-ins: programs on PATH that write down how they were called and do what the real ones would."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,38 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.argv import write_program
-
-_CALLED = 'echo "$(basename "$0") $*" >>"$CALLS"'
-_ENVIRONMENT = 'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN ${RAY_ADDRESS-none} $RAY_TMPDIR" >>"$CALLS.environment"'
-
-PROGRAMS = {
-    "srun": _CALLED + '\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"',
-    "scontrol": _CALLED,
-    "hostname": "echo 10.0.0.7 172.17.0.1",
-    "ray": f"""{_CALLED}
-{_ENVIRONMENT}
-if [ "$1" = symmetric-run ]; then
-    sleep "$START_SECONDS" & wait $!
-    while [ "$1" != -- ]; do shift; done
-    shift; "$@"; exit
-fi
-exec sleep 30""",
-    "python": f"""{_CALLED}
-{_ENVIRONMENT}
-if [ "$1" = - ]; then
-    sleep "$START_SECONDS" & wait $!
-    until [ "$(grep -c '^ray start' "$CALLS")" -ge $(($3 > 1 ? 2 : 1)) ]; do sleep 0.02; done
-    exit "$NODES_CODE"
-fi
-case $RUN in
-    exit*) $RUN ;;
-    listen*) trap 'sleep 0.3; echo the run leaves >>"$CALLS"; exit ${RUN#listen }' USR2 ;;
-esac
-touch "$CALLS.running"
-exec 3<> <(:)
-while true; do read -rt 0.05 -u 3; done""",
-}
+STAND_INS = Path(__file__).with_name("stand_ins")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +19,9 @@ class Site:
 
     @classmethod
     def build(cls, folder: Path) -> "Site":
-        for name, program in PROGRAMS.items():
-            write_program(folder / name, program)
+        for program in STAND_INS.iterdir():
+            shutil.copy(program, folder)
+            (folder / program.name).chmod(0o755)
         return cls(folder=folder)
 
     @property
@@ -69,15 +35,22 @@ class Site:
         run: str,
         nodes: int = 1,
         start_seconds: float = 0,
+        end_seconds: float = 0,
         nodes_code: int = 0,
         job_id: int = 4242,
     ) -> subprocess.Popen[bytes]:
+        """The script under way. `run`: `exit N`; `listen N`, to leave with N on USR2; `deaf` to it, so that it kills.
+
+        `start_seconds` is what Ray takes to start, `end_seconds` what `ray symmetric-run` takes to end; `nodes_code` is 1
+        when the nodes do not come up.
+        """
         (self.folder / "job.sh").write_text(script)
         environment = {
             "PATH": os.environ["PATH"],
             "CALLS": str(self.folder / "calls"),
             "RUN": run,
             "START_SECONDS": str(start_seconds),
+            "END_SECONDS": str(end_seconds),
             "NODES_CODE": str(nodes_code),
             "RAY_ADDRESS": "http://another.cluster:8265",
             "SLURM_JOB_ID": str(job_id),
@@ -96,8 +69,9 @@ class Site:
     def wait_for_call(self, beginning: str) -> None:
         _wait_until(lambda: bool(self.calls(beginning)))
 
-    def wait_for_run(self) -> None:
-        _wait_until((self.folder / "calls.running").exists)
+    def wait_for(self, stage: str) -> None:
+        """Until the run is `running`, or `over` while Ray is still there."""
+        _wait_until((self.folder / f"calls.{stage}").exists)
 
     def calls(self, beginning: str = "") -> list[str]:
         return [line for line in self._lines("calls") if line.startswith(beginning)]

@@ -167,7 +167,7 @@ def test_the_job_ends_as_the_run_does_and_goes_back_into_the_queue_with_75_alone
 def test_the_signal_reaches_the_run_and_its_answer_counts(site: Site, start: Start, template: str, code: int) -> None:
     """Back into the queue once it has left with 75; not when its search was done, or had failed, by then."""
     process = start(template, run=f"listen {code}")
-    site.wait_for_run()
+    site.wait_for("running")
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=20) == code
     after = site.calls()[site.calls().index("the run leaves") + 1 :]
@@ -178,7 +178,7 @@ def test_the_signal_reaches_the_run_and_its_answer_counts(site: Site, start: Sta
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_run_that_the_signal_kills_goes_back_into_the_queue(site: Site, start: Start, template: str) -> None:
     process = start(template, run="deaf")
-    site.wait_for_run()
+    site.wait_for("running")
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=20) == 75
     assert site.calls("scontrol") == ["scontrol requeue 4242"]
@@ -192,6 +192,23 @@ def test_the_signal_before_the_run_has_begun_puts_the_job_back_at_once(site: Sit
     assert process.wait(timeout=10) == 75
     assert site.calls("scontrol") == ["scontrol requeue 4242"]
     assert not site.calls("python -m")
+
+
+@pytest.mark.parametrize("code", [0, 3, 75])
+def test_the_signal_after_the_run_has_ended_changes_nothing(site: Site, start: Start, code: int) -> None:
+    process = start("symmetric", run=f"exit {code}", end_seconds=0.5)
+    site.wait_for("over")
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == code
+    assert site.calls("scontrol") == ["scontrol requeue 4242"] * (code == 75)
+
+
+def test_ray_has_ended_before_its_folder_goes(site: Site, start: Start) -> None:
+    assert start("head-worker", run="exit 0", nodes=2).wait(timeout=20) == 0
+    *_, first, second, last = site.calls()
+    assert (first, second) == ("ray has ended",) * 2
+    assert last.startswith("srun ")
+    assert f"--nodes=2 rm -rf -- {site.environments()[0][-1]}" in last
 
 
 def test_nodes_that_do_not_come_up_end_the_job_for_good(site: Site, start: Start) -> None:

@@ -42,7 +42,6 @@ step=(srun --export=ALL --ntasks-per-node=1 --cpus-per-task="$num_cpus" --cpu-bi
 
 # The end: with 75 the job goes back into the queue under its own id.
 finish() {
-    trap '' USR2
     if [ "$1" -eq 75 ]; then
         echo "told to leave: job $SLURM_JOB_ID goes back into the queue" >&2
         scontrol requeue "$SLURM_JOB_ID"

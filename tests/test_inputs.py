@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ranksearch.tasks.inputs import forward, num_examples, select, take, to_device
+from ranksearch.inputs import forward, num_examples, select, take, to_device
 
 
 class Sum(nn.Module):
