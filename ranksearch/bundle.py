@@ -228,12 +228,10 @@ def _load_line(contents: Contents) -> str:
 
 
 def _use(contents: Contents) -> list[str]:
-    data, normalize = contents.settings.get("data", "the training data"), contents.settings.get("normalize")
-    shape = (
-        f"(N, {', '.join(map(str, contents.input_shape))})" if contents.input_shape else "what the dense model takes"
-    )
-    prepared = f", prepared as for `{data}`" + (f" (normalize: {normalize})" if normalize else "")
-    return [f"It is a torch.nn.Module in eval mode. Input: {shape}{prepared}."]
+    shape = f"(N, {', '.join(map(str, contents.input_shape))})" if contents.input_shape else "as of the dense model"
+    named = [f"{key} {contents.settings[key]}" for key in ("data", "normalize") if key in contents.settings]
+    prepared = f" ({', '.join(named)})" if named else ""
+    return [f"It is a torch.nn.Module in eval mode. Input: {shape}, prepared like the training data{prepared}."]
 
 
 # --- back ------------------------------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ def test_damage_is_told(folder, name):
 def test_a_newer_format_is_refused(folder):
     found = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(found | {"format": bundle.FORMAT + 1, "new": 1}))
-    with pytest.raises(ModelError, match="newer"):
+    with pytest.raises(ModelError, match="written by a newer ranksearch"):
         bundle.load(folder, model=ToyNet())
 
 

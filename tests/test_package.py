@@ -41,6 +41,22 @@ def test_importing_it_imports_neither_ray_nor_optuna_nor_a_database():
     assert found.stderr == ""
 
 
+class Told:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.told: list = []
+
+    def on_stage(self, text: str) -> None:
+        self.told.append(text)
+
+    def on_start(self, study, trials, budget: int) -> None:
+        self.told.append((study.name, budget))
+
+    def on_trial(self, trial) -> None:
+        self.told.append((trial.number, trial.state.value))
+
+
 def test_search_with_a_model_in_hand(tmp_path, monkeypatch):
     monkeypatch.setattr("ranksearch.latency.protocol.MAX_WARMUP_SECONDS", 0.05)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -55,12 +71,18 @@ def test_search_with_a_model_in_hand(tmp_path, monkeypatch):
         "finetune": FinetuneConfig(steps=2, threads=1),
         "measure": MeasureConfig(max_seconds=0.05, min_blocks=2),
     }
-    study = rs.search(net, **arguments)
+    listener = Told()
+    study = rs.search(net, **arguments, listener=listener)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     front = study.pareto()
     assert len(study.trials()) == 3
     small = study.load(front.index[0])
     assert small(pictures(5, 4)[0]).shape == (5, NUM_CLASSES)
+    assert listener.told == [
+        *("starting workers", "looking at the model on a worker", ("mine", 3)),
+        *((n, state) for n in range(3) for state in ("running", "complete")),
+        f"scoring {len({0, *front.index})} trials on the test split",
+    ]
     again = rs.search(net, **arguments)
     assert again.trials().equals(study.trials())
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,9 +26,11 @@ os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")  # small /dev/
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import cloudpickle
 import ray
+import ray.cloudpickle
 import ray.exceptions
-from ray import cloudpickle, tune
+from ray import tune
 from ray.tune.search import Searcher
 
 from ranksearch.errors import ConfigError, RanksearchError
@@ -45,6 +48,7 @@ R = TypeVar("R")
 
 class TuneExecutor:
     def __init__(self, setup: WorkerSetup, cluster: ClusterConfig) -> None:
+        _ship_user_code()
         self._temporary = Path(tempfile.mkdtemp(prefix="ranksearch-"))
         _connect(cluster.address, self._temporary, _task_bytes(setup))
         self.gpus = _gpus_per_trial(setup, cluster)
@@ -114,8 +118,14 @@ def _connect(address: str | None, temporary: Path, task_bytes: int) -> None:
         ) from error
 
 
+def _ship_user_code() -> None:
+    """Ray pickles with a copy of cloudpickle of its own, which must hear, too, what workers cannot import."""
+    for name in cloudpickle.list_registry_pickle_by_value():
+        ray.cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
 def _task_bytes(setup: WorkerSetup) -> int:
-    return len(cloudpickle.dumps(setup))
+    return len(ray.cloudpickle.dumps(setup))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _gpus_per_trial(setup: WorkerSetup, cluster: ClusterConfig) -> float:

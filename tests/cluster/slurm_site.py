@@ -41,8 +41,8 @@ class Site:
     ) -> subprocess.Popen[bytes]:
         """The script under way. `run`: `exit N`; `listen N`, to leave with N on USR2; `deaf` to it, so that it kills.
 
-        `start_seconds` is what Ray takes to start, `end_seconds` what `ray symmetric-run` takes to end; `nodes_code` is 1
-        when the nodes do not come up.
+        `start_seconds` is what Ray takes to start, `end_seconds` what `ray symmetric-run` takes to end; `nodes_code` is
+        1 when the nodes do not come up.
         """
         (self.folder / "job.sh").write_text(script)
         environment = {

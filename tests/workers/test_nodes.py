@@ -1,18 +1,34 @@
-"""Two Ray nodes on one machine run one study."""
+"""Two Ray nodes on one machine run one study, of a model that only the driver can import."""
+
+import inspect
+from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
+from torch import nn
 
 from ranksearch.records import FinetuneConfig, MeasureConfig
 from ranksearch.study.search import SearchConfig, run_search
+from ranksearch.tasks import resolve
 from ranksearch.workers.executor import ClusterConfig
+from tests import toy
 from tests.toy import toy_task
+
+
+def model_of_a_file(folder: Path) -> nn.Module:
+    """From a file that is gone once it was read: a worker gets the code or nothing."""
+    file = folder / "mine.py"
+    file.write_text(inspect.getsource(toy).replace("ToyNet", "Mine"))
+    model = resolve(f"{file}:trained_net")()
+    file.unlink()
+    assert type(model).__name__ == "Mine"
+    return model
 
 
 def test_two_nodes_run_one_study(tmp_path):
     nodes_seen = tmp_path / "nodes"
     nodes_seen.mkdir()
-    task = toy_task()
+    task = toy_task(model_of_a_file(tmp_path))
     metric = task.metric
 
     def noting_the_node(outputs, targets):

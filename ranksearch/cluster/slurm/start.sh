@@ -19,7 +19,7 @@ export RAY_TMPDIR RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds
 
 # How the run is started: it leaves its process id for the signal that is to come, and its exit code.
-driver='"$@" & echo $! >"$RAY_TMPDIR/driver.pid"; wait $!; echo $? >"$RAY_TMPDIR/driver.code"'
+driver='(echo $BASHPID >"$RAY_TMPDIR/driver.pid"; exec "$@") & wait $!; echo $? >"$RAY_TMPDIR/driver.code"'
 # How Ray is started on a node: in a folder that others cannot read.
 node='mkdir -p -m 700 "$RAY_TMPDIR" && exec "$@"'
 # srun gives a step one core unless told, and binds it to that.
