@@ -49,7 +49,7 @@ class Settings(BaseModel):
     )
     metric: str | None = Field(None, description="module:function of your own, higher is better. Accuracy when absent.")
     normalize: str = Field("dataset", description="How images are normalised: dataset, imagenet or none.")
-    space: str = Field("default", description="A search space by name, or a YAML file.")
+    space: str = Field("default", description="A search space, by its name or as a YAML file.")
     study: str | None = Field(None, description="The study's name. <model>-<data>-<device> when absent.")
     storage: str | None = Field(
         None, description="Where results are kept, as a database URL. sqlite:///ranksearch.db when absent."

@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except typer.Exit as done:
             return done.exit_code
-        except BrokenPipeError:
-            return _pipe_closed()
         except BaseException as error:  # noqa: BLE001 - a user gets one line, whatever it is
+            if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+                return _pipe_closed()  # where rich was printing, it has made a SystemExit of that
             if debug:
                 traceback.print_exc()
             text, exit_code = _explained(error)

@@ -27,6 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import cloudpickle
+import psutil
 import ray
 import ray.cloudpickle
 import ray.exceptions
@@ -42,6 +43,9 @@ from ranksearch.workers.watchdog import watchdog
 
 __all__ = ["TuneExecutor", "check_room"]
 
+# A private cluster's folder is named by its driver. Short: the paths of sockets have about a hundred characters.
+TEMPORARY = "ranksearch-ray-"
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -49,7 +53,8 @@ R = TypeVar("R")
 class TuneExecutor:
     def __init__(self, setup: WorkerSetup, cluster: ClusterConfig) -> None:
         _ship_user_code()
-        self._temporary = Path(tempfile.mkdtemp(prefix="ranksearch-"))
+        _clear_leftovers()
+        self._temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-"))
         _connect(cluster.address, self._temporary, _task_bytes(setup))
         self.gpus = _gpus_per_trial(setup, cluster)
         self.cores = cluster.cpus_per_trial or _cores_per_trial(self.gpus)
@@ -116,6 +121,14 @@ def _connect(address: str | None, temporary: Path, task_bytes: int) -> None:
         raise ConfigError(
             f"no Ray cluster answers at {address!r}; start one with `ray start --head`, or leave --address out"
         ) from error
+
+
+def _clear_leftovers() -> None:
+    """Remove what killed drivers left: their Ray's logs and sockets."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        pid = folder.name.removeprefix(TEMPORARY).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ship_user_code() -> None:

@@ -91,12 +91,13 @@ def test_the_live_view(told, monkeypatch):
     assert "1 point" in shown
 
 
-def test_a_pipe_that_nobody_reads_is_no_error(project):
-    """Output so short that it is written only when the program ends."""
+@pytest.mark.parametrize("words", [["--version"], ["trials"]])
+def test_a_pipe_that_nobody_reads_is_no_error(project, words):
+    """Plain output so short that it is written only when the program ends, and a table."""
     reader, writer = os.pipe()
     os.close(reader)
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run([*PROGRAM, "--version"], stdout=writer, stderr=subprocess.PIPE, env=buffered, check=False)
+    done = subprocess.run([*PROGRAM, *words], stdout=writer, stderr=subprocess.PIPE, env=buffered, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -267,6 +267,29 @@ def test_studies_come_in_the_order_they_were_created(database):
     assert frame.num_complete.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_to_be_better_in_one_objective_is_enough(database, objective):
+    """Equal in the others it drives a trial from the front, worse in the others it stands beside it."""
+    study = make_study(objectives=tuple(OBJECTIVES), num_layers=2)
+    database.save_study(study)
+    trial = {"origin": "sampler", "state": "complete", "retry_of": None, "attempt": 0, "reason": None, "accuracy": 0.5}
+    trial |= {"parameters": 2, "macs": 2, "bytes": 2, "seconds": {}, "test": None, "choices": [None, None]}
+    better = {"latency": {"measured": [("search", 0.25, 2.0)]}, "accuracy": {"accuracy": 0.6}}
+    better = better.get(objective, {objective: 1})
+    first = trial | {"number": 0, "measured": [("search", 0.5, 2.0)]}
+    worse = {"accuracy": 0.4, "parameters": 3, "macs": 3, "bytes": 3, "measured": [("search", 0.75, 2.0)]}
+    fill(database, study, [first, first | {"number": 1} | better, first | {"number": 2} | worse | better])
+    expected = [1]  # 2 is equal to 1 in the objective and worse in the others
+    assert [row["trial"] for row in view(database, "rs_pareto", study.name)] == expected
+    assert database.pareto_frame(study.name).index.tolist() == expected
+
+    other = replace(study, name="other")
+    database.save_study(other)
+    fill(database, other, [first, first | {"number": 1} | worse | better])
+    assert [row["trial"] for row in view(database, "rs_pareto", "other")] == [0, 1]
+    assert database.pareto_frame("other").index.tolist() == [0, 1]
+
+
 def test_the_front_follows_a_fresh_measurement(database):
     study = make_study()
     database.save_study(study)
