@@ -22,7 +22,10 @@ from ranksearch.records import Score
 from ranksearch.tasks.metrics import Metric
 from ranksearch.tasks.split import Split
 
-__all__ = ["evaluate", "wilson"]
+__all__ = ["EVALUATION_BATCH", "evaluate", "wilson"]
+
+# Device type -> batch size. On CPUs activations of a small batch stay in the cache: 64 was 1.5 times as fast as 256.
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}
 
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % point
 RESAMPLES_OF_MEAN = 1000
@@ -35,17 +38,19 @@ def evaluate(
     metric: Metric,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     precision: str = "float32",
     layout: str = "contiguous",
 ) -> Score:
     """Score `model`, which must be on `device`, over all examples of `split`.
 
+    batch_size: by default what suits the device, EVALUATION_BATCH.
     precision: "float32", or "bfloat16" for autocast; scores are computed on the CPU in float32.
     layout: "contiguous" or "channels_last", applied to 4-D inputs.
     Raises NonFiniteError when an output or a score is NaN or infinite. The model's training modes are restored.
     """
-    batches = _Batches(model, split, torch.device(device), batch_size, precision, layout)
+    device = torch.device(device)
+    batches = _Batches(model, split, device, batch_size or EVALUATION_BATCH[device.type], precision, layout)
     with _eval_mode(model), torch.inference_mode():
         return _score(batches, metric)
 

@@ -22,7 +22,7 @@ __all__ = ["Description", "describe"]
 
 # A faster way to train is taken only when it is this much faster: the probe is short and the machine may be noisy.
 WORTHWHILE = 0.9
-PROBE_EXAMPLES = 16
+STEP_SECONDS = 0.5  # a probed step has as many examples as fit in about this long
 PROBE_SECONDS = 10.0
 
 
@@ -68,20 +68,22 @@ def _resolve(bench: Workbench, config: FinetuneConfig, cores: int) -> FinetuneCo
     if not rivals:
         return fixed
     deadline = perf_counter() + PROBE_SECONDS
-    best, best_seconds = fixed, _step_seconds(bench, fixed)
+    seconds_of_8 = _step_seconds(bench, fixed, 8)
+    size = max(8, min(config.batch_size, int(8 * STEP_SECONDS / seconds_of_8)))
+    best, best_seconds = fixed, _step_seconds(bench, fixed, size)
     for rival in rivals:
         if perf_counter() > deadline:
             break
         candidate = rival(best)
-        seconds = _step_seconds(bench, candidate)
+        seconds = _step_seconds(bench, candidate, size)
         if seconds < WORTHWHILE * best_seconds:
             best, best_seconds = candidate, seconds
     return best
 
 
-def _step_seconds(bench: Workbench, config: FinetuneConfig) -> float:
-    """Median seconds of a small training step, after one to warm up."""
-    probe = dataclasses.replace(config, steps=4, batch_size=min(config.batch_size, PROBE_EXAMPLES), learning_rate=1e-6)
+def _step_seconds(bench: Workbench, config: FinetuneConfig, batch_size: int) -> float:
+    """Median seconds of a training step of `batch_size` examples, after one to warm up."""
+    probe = dataclasses.replace(config, steps=4, batch_size=batch_size, learning_rate=1e-6)
     torch.set_num_threads(config.threads)
     model = copy.deepcopy(bench.dense).to(memory_format=memory_format(config.layout))
     batches = list(fixed_batches(bench.task, bench.dense, probe, 0, bench.device))

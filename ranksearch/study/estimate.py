@@ -9,6 +9,7 @@ from time import perf_counter
 
 import torch
 
+from ranksearch.evaluate import EVALUATION_BATCH
 from ranksearch.finetune import finetune, fixed_batches, memory_format
 from ranksearch.inputs import forward, to_device
 from ranksearch.records import FinetuneConfig, MeasureConfig
@@ -17,7 +18,6 @@ from ranksearch.workbench import Workbench
 
 __all__ = ["Estimate", "estimate"]
 
-EVALUATION_BATCH = 256  # as in evaluate
 OVERHEAD_SECONDS = 0.15  # a trial's decomposing, building and storing
 
 
@@ -59,15 +59,15 @@ def _timed_with(threads: int, bench: Workbench, config: FinetuneConfig, measure:
     torch.set_num_threads(threads)
     return Estimate(
         train=config.steps * _step_seconds(bench, config),
-        evaluate=_num_batches(bench.task, config) * _forward_seconds(bench),
+        evaluate=_num_batches(bench.task, config, EVALUATION_BATCH[bench.device.type]) * _forward_seconds(bench),
         measure=measure.max_seconds,
     )
 
 
-def _num_batches(task: Task, config: FinetuneConfig) -> int:
+def _num_batches(task: Task, config: FinetuneConfig, batch_size: int) -> int:
     """Full batches without gradients: validation and re-estimation, before fine-tuning and after it."""
     examples = len(task.validation) + min(config.calibration_examples, len(task.calibration))
-    return (2 if config.steps else 1) * math.ceil(examples / EVALUATION_BATCH)
+    return (2 if config.steps else 1) * math.ceil(examples / batch_size)
 
 
 def _step_seconds(bench: Workbench, config: FinetuneConfig) -> float:
@@ -82,7 +82,7 @@ def _step_seconds(bench: Workbench, config: FinetuneConfig) -> float:
 
 
 def _forward_seconds(bench: Workbench) -> float:
-    size = min(EVALUATION_BATCH, len(bench.task.validation))
+    size = min(EVALUATION_BATCH[bench.device.type], len(bench.task.validation))
     inputs = to_device(bench.task.validation.batch(range(size))[0], bench.device)
     with torch.inference_mode():
         return min(_timed(lambda: forward(bench.dense, inputs), bench) for _ in range(2))
