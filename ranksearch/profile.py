@@ -7,7 +7,6 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 
 import torch
@@ -82,7 +81,7 @@ def _resolve(bench: Workbench, config: FinetuneConfig, cores: int) -> FinetuneCo
 
 
 def _step_seconds(bench: Workbench, config: FinetuneConfig, batch_size: int) -> float:
-    """Median seconds of a training step of `batch_size` examples, after one to warm up."""
+    """Least seconds of a training step of `batch_size` examples, after one to warm up: others' load only adds."""
     probe = dataclasses.replace(config, steps=4, batch_size=batch_size, learning_rate=1e-6)
     torch.set_num_threads(config.threads)
     model = copy.deepcopy(bench.dense).to(memory_format=memory_format(config.layout))
@@ -91,7 +90,7 @@ def _step_seconds(bench: Workbench, config: FinetuneConfig, batch_size: int) -> 
         _timed(lambda batch=batch: finetune(model, [batch], bench.task, probe, bench.device), bench.device)
         for batch in batches
     ]
-    return median(seconds[1:])
+    return min(seconds[1:])
 
 
 def _timed(action: Callable[[], object], device: torch.device) -> float:
