@@ -10,7 +10,7 @@ from tests.cli.project import make_project
 FINISHED_BUDGET = 8
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _quick_measurements(tmp_path_factory):
     """Nobody looks at these latencies: a short warm-up will do, and nobody else's measurement is waited for."""
     with pytest.MonkeyPatch.context() as patch:
@@ -19,7 +19,7 @@ def _quick_measurements(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(tmp_path_factory):
     """A project whose study is finished. Only to be copied."""
     folder = tmp_path_factory.mktemp("finished")
