@@ -21,7 +21,8 @@ def conditions() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
-    } | {name: version(name) for name in ("torch", "ray", "optuna", "sqlalchemy", "ranksearch")}
+        "versions": {name: version(name) for name in ("torch", "ray", "optuna", "sqlalchemy", "ranksearch")},
+    }
 
 
 def write(name: str, result: dict[str, Any]) -> None:
