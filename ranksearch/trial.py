@@ -18,11 +18,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from ranksearch.compress import plan_cost
 from torch import nn
 
 from ranksearch import latency, memory
 from ranksearch.calibrate import reestimate_batchnorm
+from ranksearch.compress import plan_cost
 from ranksearch.errors import NonFiniteError
 from ranksearch.evaluate import evaluate
 from ranksearch.finetune import finetune, memory_format
