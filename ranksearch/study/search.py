@@ -241,6 +241,7 @@ def _run_trials(
             budget=config.budget,
             outbox=outbox,
             max_failures=config.max_failures if config.max_failures is not None else max(10, config.budget // 10),
+            in_driver=config.executor == "inline",
             on_trial=listener.on_trial,
         )
         listener.on_start(study, trials, config.budget)

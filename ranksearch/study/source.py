@@ -21,6 +21,11 @@ __all__ = ["MAX_RETRIES", "StudySource", "may_retry", "now"]
 
 MAX_RETRIES = 2
 
+# A trial that was lost together with its driver. On Ray that is not the trial's fault and costs it no attempt, however
+# often it happens; in the driver's own process the trial may be what killed it.
+LOST_WITH_DRIVER = "the driver ended while it ran"
+LOST_IN_DRIVER = "the process ended while it ran this trial"
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -43,12 +48,14 @@ class StudySource:
         budget: int,
         outbox: Outbox,
         max_failures: int,
+        in_driver: bool,
         on_trial: Callable[[TrialRecord], None],
     ) -> None:
         self._database, self._mirror, self._study, self._outbox = database, mirror, study, outbox
         self._trials = {trial.number: trial for trial in trials}
         self._sampler = make_sampler(trials)
         self._budget, self._max_failures, self._on_trial = budget, max_failures, on_trial
+        self._in_driver = in_driver  # trials run in this process
         self._dry = False  # the space holds no more plans
         tried = {trial.spec.plan for trial in trials}
         self._seeds = deque(seed for seed in study.seeds if seed.plan not in tried)
@@ -80,7 +87,8 @@ class StudySource:
 
     def _proposals(self) -> Iterator[TrialRecord]:
         for lost in self._awaiting():
-            yield self._record(lost.spec.plan, lost.origin, attempt=lost.attempt + 1, retry_of=lost.number)
+            attempt = lost.attempt + (not _is_blameless(lost))
+            yield self._record(lost.spec.plan, lost.origin, attempt=attempt, retry_of=lost.number)
         if self.num_claimed >= self._budget:
             return
         if self._seeds:
@@ -132,7 +140,8 @@ class StudySource:
         """
         for record in [t for t in self._trials.values() if t.state is TrialState.RUNNING]:
             key = key_of(record.spec)
-            lost = TrialResult(key=key, state=TrialState.FAILED, reason="the driver ended while it ran", retryable=True)
+            reason = LOST_IN_DRIVER if self._in_driver else LOST_WITH_DRIVER
+            lost = TrialResult(key=key, state=TrialState.FAILED, reason=reason, retryable=True)
             self.complete(Job(record.number, record.spec), self._outbox.result(key) or lost)
 
     def _check_failures(self, record: TrialRecord) -> None:
@@ -171,5 +180,10 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def may_retry(trial: TrialRecord) -> bool:
-    result = trial.result
-    return trial.state is TrialState.FAILED and bool(result and result.retryable) and trial.attempt < MAX_RETRIES
+    """Whether a failed trial is to be repeated: it was lost, at most twice before, or without being to blame."""
+    is_lost = trial.state is TrialState.FAILED and trial.result is not None and trial.result.retryable
+    return is_lost and (trial.attempt < MAX_RETRIES or _is_blameless(trial))
+
+
+def _is_blameless(trial: TrialRecord) -> bool:
+    return trial.result is not None and trial.result.reason == LOST_WITH_DRIVER

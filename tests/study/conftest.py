@@ -126,6 +126,7 @@ class Bench:
     study: StudyRecord
     told: list = field(default_factory=list)
     max_failures: int = 10
+    in_driver: bool = False
 
     @property
     def url(self) -> str:
@@ -156,6 +157,7 @@ class Bench:
             budget=budget,
             outbox=self.outbox,
             max_failures=self.max_failures,
+            in_driver=self.in_driver,
             on_trial=self.told.append,
         )
         source.adopt_orphans()

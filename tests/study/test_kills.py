@@ -45,9 +45,9 @@ def family_of(driver: subprocess.Popen) -> set[int]:
     return set()
 
 
-def num_finished(database: Path) -> int:
+def num_complete(database: Path) -> int:
     with suppress(NotFoundError), Database.open(f"sqlite:///{database}", create=False) as opened:
-        return sum(row.state is not TrialState.RUNNING for row in opened.trials("killed"))
+        return sum(row.state is TrialState.COMPLETE for row in opened.trials("killed"))
     return 0
 
 
@@ -66,14 +66,14 @@ def finish(database: Path, budget: int) -> None:
 
 
 def driver_kills(tmp_path: Path, kills: int, budget: int) -> None:
-    """Each driver dies at a random moment after it finished at least one more trial than the one before."""
+    """Each driver dies at a random moment after it completed at least one more trial than the one before."""
     database, moments = tmp_path / "kills.db", random.Random(0)
     for _ in range(kills):
-        driver, before, family = start(database, budget), num_finished(database), set()
+        driver, before, family = start(database, budget), num_complete(database), set()
 
         def got_on(driver=driver, before=before, family=family) -> bool:
             family |= family_of(driver)
-            return num_finished(database) > before
+            return num_complete(database) > before
 
         wait_until(got_on, driver)
         time.sleep(moments.uniform(0, 0.6))
@@ -83,6 +83,7 @@ def driver_kills(tmp_path: Path, kills: int, budget: int) -> None:
         driver.wait()
         end(driver, family)
     finish(database, budget)
+    assert num_complete(database) == budget, "a killed driver cost a trial its life"
 
 
 def worker_kills(tmp_path: Path, kills: int, budget: int) -> None:
@@ -90,7 +91,7 @@ def worker_kills(tmp_path: Path, kills: int, budget: int) -> None:
     driver = start(database, budget)
     try:
         for done in range(kills):
-            wait_until(lambda done=done: num_finished(database) > done, driver)
+            wait_until(lambda done=done: num_complete(database) > done, driver)
             time.sleep(moments.uniform(0, 0.6))
             workers: list[psutil.Process] = []
 

@@ -181,6 +181,22 @@ def test_a_result_its_worker_left_behind_is_adopted_not_repeated(bench):
     assert rows[2].state is TrialState.COMPLETE
 
 
+@pytest.mark.parametrize("in_driver", [False, True])
+def test_a_trial_lost_with_its_driver_costs_an_attempt_only_where_it_may_be_to_blame(bench, in_driver):
+    bench.in_driver = in_driver
+    bench.drive(3)
+    for _ in range(6):  # six drivers die while a trial runs
+        with bench.database() as database:
+            bench.source(database, 4).suggest()
+    bench.drive(4)
+    check(bench, 4)
+    with bench.database() as database:
+        rows = database.trials("toy")
+        states = list(database.trials_frame("toy").state)
+    assert states == ["complete"] * 3 + ["failed" if in_driver else "complete"]
+    assert max(row.attempt for row in rows) == (MAX_RETRIES if in_driver else 0)
+
+
 def test_a_stale_result_of_an_earlier_attempt_is_not_adopted(bench):
     with bench.database() as database:
         source = bench.source(database, 5)
