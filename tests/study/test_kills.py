@@ -147,4 +147,4 @@ def test_twenty_kills_of_the_driver(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(40 * MINUTES)
 def test_twenty_kills_of_a_worker(tmp_path):
-    worker_kills(tmp_path, kills=20, budget=60)
+    worker_kills(tmp_path, kills=20, budget=120)
