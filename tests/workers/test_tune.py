@@ -50,7 +50,7 @@ class ListSource:
 @pytest.fixture(scope="module")
 def executor(tmp_path_factory):
     files = tmp_path_factory.mktemp("files")
-    setup = WorkerSetup(treacherous_task(), "cpu", files, trial_timeout_seconds=4.0)
+    setup = WorkerSetup(treacherous_task(), "cpu", files, trial_timeout_seconds=12.0)
     executor = TuneExecutor(setup, ClusterConfig(cpus_per_trial=1, max_concurrent=1))
     yield executor
     executor.close()
