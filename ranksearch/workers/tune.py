@@ -61,7 +61,6 @@ class TuneExecutor:
         self.cores = cluster.cpus_per_trial or _cores_per_trial(self.gpus)
         check_room(self.cores, self.gpus)
         self.max_concurrent = cluster.max_concurrent or _room(self.cores, self.gpus)
-        self._timeout = setup.trial_timeout_seconds
         self._setup = ray.put(setup)
 
     def call(self, function: Callable[Concatenate[Workbench, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
