@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import ModelError, SpaceError
-from ranksearch.factorize import FactorCache, LayerShape, Method, method_named
+from ranksearch.factorize import FactorCache, LayerShape, Method, StandardLayer, method_named
 from ranksearch.layers import FoundLayer, list_layers
 from ranksearch.records import Cost, LayerChoice, Plan, nearest
 
@@ -24,7 +24,7 @@ def compress(
     layers: Iterable[FoundLayer] | None = None,
     init: Literal["decompose", "random"] = "decompose",
 ) -> nn.Module:
-    """A copy of the model with the layers of the plan replaced, each by an nn.Sequential of standard modules.
+    """A copy of the model with the layers of the plan replaced, by standard modules wherever the method allows.
 
     The model is not changed and shares nothing with the copy. Dtype, device, memory format, train or eval mode and
     requires_grad are those of the replaced layer. init="random" builds the same layers without decomposing, to be
@@ -38,7 +38,7 @@ def compress(
     cache = cache or FactorCache(max_bytes=0)
     replacements: dict[int, Any] = {}  # deepcopy's memo: id of a module -> what stands for it wherever it is held
     for step in _steps(list_layers(model) if layers is None else layers, plan):
-        dense = cast("nn.Conv2d | nn.Linear", model.get_submodule(step.name))
+        dense = cast("StandardLayer", model.get_submodule(step.name))
         replacements[id(dense)] = _build(dense, step) if init == "random" else _decompose(dense, step, cache)
     return copy.deepcopy(model, replacements)
 
@@ -51,7 +51,7 @@ def fold(model: nn.Module, plan: Mapping[str, LayerChoice], layers: Iterable[Fou
     """
     replacements: dict[int, Any] = {}
     for step in _steps(layers, plan):
-        small = cast("nn.Sequential", model.get_submodule(step.name))
+        small = model.get_submodule(step.name)
         replacements[id(small)] = _fold(small, step)
     return copy.deepcopy(model, replacements)
 
@@ -104,7 +104,7 @@ def _some(names: Mapping[str, FoundLayer], most: int = 4) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def _build(dense: nn.Conv2d | nn.Linear, step: _Step, device: str | torch.device | None = None) -> nn.Sequential:
+def _build(dense: StandardLayer, step: _Step, device: str | torch.device | None = None) -> nn.Module:
     """The small layer with everything of the dense one but its numbers."""
     device = device or dense.weight.device
     small = step.method.build(step.shape, step.ranks, device=device, dtype=dense.weight.dtype)
@@ -112,31 +112,36 @@ def _build(dense: nn.Conv2d | nn.Linear, step: _Step, device: str | torch.device
     return small.to(memory_format=_memory_format(dense))
 
 
-def _decompose(dense: nn.Conv2d | nn.Linear, step: _Step, cache: FactorCache) -> nn.Sequential:
+def _decompose(dense: StandardLayer, step: _Step, cache: FactorCache) -> nn.Module:
     small = _build(dense, step, "meta").to_empty(device=dense.weight.device)  # no initial numbers are drawn
     try:
-        factors = cache.factors(step.method, dense.weight, step.shape)
+        factors = cache.factors(step.method, dense.weight, step.shape, step.ranks)
     except ModelError as error:
         raise ModelError(f"layer {step.name!r}: {error}") from None
     step.method.assign(small, factors, step.ranks, dense.bias)
     return small
 
 
-def _fold(small: nn.Sequential, step: _Step) -> nn.Conv2d | nn.Linear:
-    last = cast("nn.Conv2d | nn.Linear", small[-1])
-    dense = step.shape.build(device="meta", dtype=last.weight.dtype)
-    _take_after(last, dense)
+def _fold(small: nn.Module, step: _Step) -> StandardLayer:
     exact = copy.deepcopy(small).double()  # so that the product is rounded once
-    weight = step.method.weight_of(exact, step.shape)
-    dense = dense.to(memory_format=_memory_format(small)).to_empty(device=last.weight.device)
-    dense.load_state_dict({**last.state_dict(), "weight": weight})
+    weight, bias = step.method.weight_of(exact, step.shape), step.method.bias_of(exact)
+    like = next(parameter for name, parameter in small.named_parameters() if not _is_bias(name))
+    dense = step.shape.build(device="meta", dtype=like.dtype).to(memory_format=_memory_format(small))
+    dense = dense.to_empty(device=like.device).train(small.training)
+    dense.load_state_dict({"weight": step.shape.native(weight)} | ({} if bias is None else {"bias": bias}))
+    for name, parameter in small.named_parameters():
+        (dense.bias if _is_bias(name) else dense.weight).requires_grad_(parameter.requires_grad)  # type: ignore[union-attr]
     return dense
 
 
-def _take_after(old: nn.Conv2d | nn.Linear, new: nn.Module) -> None:
+def _take_after(old: StandardLayer, new: nn.Module) -> None:
     new.train(old.training)
-    for name, parameter in new.named_parameters():  # weight, 0.weight, 1.bias …
-        parameter.requires_grad_(getattr(old, name.rpartition(".")[2]).requires_grad)
+    for name, parameter in new.named_parameters():  # 0.weight, 1.bias, cores.0 …
+        parameter.requires_grad_((old.bias if _is_bias(name) else old.weight).requires_grad)  # type: ignore[union-attr]
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2] == "bias"
 
 
 def _memory_format(module: nn.Module) -> torch.memory_format:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils.flop_counter import FlopCounterMode
 
 from ranksearch.errors import ModelError
-from ranksearch.factorize import LayerShape
+from ranksearch.factorize import KINDS, LayerShape, StandardLayer
 from ranksearch.inputs import forward
 from ranksearch.records import Record
 
@@ -21,10 +21,8 @@ __all__ = ["FoundLayer", "find_layers", "list_layers", "total_macs"]
 
 # Classes with weights that no method takes: listed, so that nobody has to wonder where they are.
 _UNSUPPORTED = (
-    nn.Conv1d,
     nn.Conv3d,
     nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
     nn.ConvTranspose3d,
     nn.Bilinear,
     nn.Embedding,
@@ -50,7 +48,7 @@ def list_layers(model: nn.Module) -> tuple[FoundLayer, ...]:
     return tuple(
         _describe(name, module, reasons.get(module))
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear, *_UNSUPPORTED))
+        if isinstance(module, (*KINDS, *_UNSUPPORTED))
     )
 
 
@@ -78,16 +76,17 @@ def _describe(name: str, module: nn.Module, reason: str | None) -> FoundLayer:
     kind = type(module).__name__
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
         return FoundLayer(name=name, kind=kind, skipped="lazy and not initialised yet; run the model once")
-    if not isinstance(module, nn.Conv2d | nn.Linear):
+    if not isinstance(module, tuple(KINDS)):
         return FoundLayer(name=name, kind=kind, skipped=f"no method takes a {kind}")
-    return FoundLayer(name=name, kind=kind, shape=LayerShape.of(module), skipped=reason or _unlike_its_class(module))
+    layer = cast("StandardLayer", module)
+    return FoundLayer(name=name, kind=kind, shape=LayerShape.of(layer), skipped=reason or _unlike_its_class(layer))
 
 
-def _unlike_its_class(module: nn.Conv2d | nn.Linear) -> str | None:
+def _unlike_its_class(module: StandardLayer) -> str | None:
     """Why the module is not what its standard class is: its weight is not a parameter, or its forward is another."""
     if not {"weight", "bias"} <= set(module._parameters):
         return "its weight or bias is computed from other tensors (weight norm, a parametrization, pruning)"
-    standard = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    standard = next(standard for standard in KINDS if isinstance(module, standard))
     same = all(getattr(type(module), f, None) is getattr(standard, f, None) for f in ("forward", "_conv_forward"))
     return None if same and "forward" not in vars(module) else f"its forward is not that of {standard.__name__}"
 
@@ -140,7 +139,8 @@ def _entering(tensor: Tensor, shape: LayerShape) -> tuple[tuple[int, ...], ...]:
     """The input sizes of one call. What a convolution gets as a batch counts as so many calls."""
     if shape.kind == "linear":
         return ((math.prod(tensor.shape[:-1]),),)
-    return (tuple(tensor.shape[-2:]),) * math.prod(tensor.shape[:-3])
+    spatial = len(shape.kernel_size)
+    return (tuple(tensor.shape[-spatial:]),) * math.prod(tensor.shape[: -spatial - 1])
 
 
 def _sized(layer: FoundLayer, sizes: tuple[tuple[int, ...], ...]) -> FoundLayer:

@@ -10,13 +10,13 @@ from ranksearch.errors import SpaceError
 from ranksearch.factorize.cache import FactorCache
 from ranksearch.factorize.channel_svd import ChannelSVD
 from ranksearch.factorize.method import Factors, Method
-from ranksearch.factorize.shape import LayerShape
+from ranksearch.factorize.shape import KINDS, LayerShape, StandardLayer
 from ranksearch.factorize.spatial_svd import SpatialSVD
 from ranksearch.factorize.svd import SVD
 from ranksearch.factorize.tucker2 import Tucker2
 from ranksearch.records import nearest
 
-__all__ = ["METHODS", "FactorCache", "Factors", "LayerShape", "Method", "method_named"]
+__all__ = ["KINDS", "METHODS", "FactorCache", "Factors", "LayerShape", "Method", "StandardLayer", "method_named"]
 
 METHODS: Mapping[str, Method] = MappingProxyType({m.name: m for m in (SVD(), SpatialSVD(), ChannelSVD(), Tucker2())})
 

@@ -1,7 +1,8 @@
-"""FactorCache: decompositions at full rank, computed once and kept in memory and on disk.
+"""FactorCache: decompositions, computed once and kept in memory and on disk.
 
-An entry is named by all that decides it: the method, the code of this folder, the weight's values, its dtype, shape
-and groups. Decompositions run on the CPU, so that an entry does not depend on which device asked for it first.
+An entry is named by all that decides it: the method, the code of this folder, the weight's values, the layer's kind
+and groups, and the ranks where one decomposition does not serve them all. Decompositions run on the CPU, so that an
+entry does not depend on which device asked for it first.
 """
 
 import hashlib
@@ -51,17 +52,17 @@ class FactorCache:
     def bytes_in_memory(self) -> int:
         return sum(factor.nbytes for factors in self._memory.values() for factor in factors.values())
 
-    def factors(self, method: Method, weight: Tensor, shape: LayerShape) -> Factors:
-        """`method.decompose(weight, shape)` on the weight's device, contiguous. Not to be written to.
+    def factors(self, method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
+        """`method.decompose` of a weight as the layer stores it, on its device, contiguous. Not to be written to.
 
         Raises ModelError where the weight is not finite.
         """
-        name = self._name(method, weight, shape)
+        name = self._name(method, weight, shape, ranks)
         key = (name, weight.device)
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        on_cpu = self._stored(name, lambda: _decompose(method, weight, shape))
+        on_cpu = self._stored(name, lambda: _decompose(method, weight, shape, ranks))
         found = self._memory[key] = {part: factor.to(weight.device) for part, factor in on_cpu.items()}
         while self.bytes_in_memory > self.max_bytes:
             self._memory.popitem(last=False)
@@ -77,8 +78,10 @@ class FactorCache:
             self._directory = None
             return compute()
 
-    def _name(self, method: Method, weight: Tensor, shape: LayerShape) -> str:
-        what = f"{method.name} {_code_digest()} {weight.dtype} {tuple(weight.shape)} {shape.groups} "
+    def _name(self, method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> str:
+        which = () if method.is_sliced else ranks
+        layer = f"{shape.kind} {tuple(weight.shape)} {shape.groups}"
+        what = f"{method.name} {which} {_code_digest()} {weight.dtype} {layer} "
         return hashlib.sha256(what.encode() + self._digest(weight)).hexdigest()[:32]
 
     def _digest(self, weight: Tensor) -> bytes:
@@ -90,10 +93,10 @@ class FactorCache:
         return known[1]
 
 
-def _decompose(method: Method, weight: Tensor, shape: LayerShape) -> Factors:
+def _decompose(method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
     if not weight.isfinite().all():
         raise ModelError("its weight has NaN or infinite values; check where it was loaded from")
-    factors = method.decompose(weight.detach().cpu(), shape)
+    factors = method.decompose(shape.canonical(weight.detach().cpu()), shape, ranks)
     return {part: factor.contiguous() for part, factor in factors.items()}
 
 

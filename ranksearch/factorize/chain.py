@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.factorize.method import Factors, Method
-from ranksearch.factorize.shape import LayerShape
+from ranksearch.factorize.shape import LayerShape, StandardLayer
 from ranksearch.records import Cost
 
 __all__ = ["Chain"]
@@ -56,15 +56,18 @@ class Chain(Method):
         return nn.Sequential(*(stage.build(device=device, dtype=dtype) for stage in self.stages(shape, ranks)))
 
     @torch.no_grad()
-    def assign(self, module: nn.Sequential, factors: Factors, ranks: tuple[int, ...], bias: Tensor | None) -> None:
+    def assign(self, module: nn.Module, factors: Factors, ranks: tuple[int, ...], bias: Tensor | None) -> None:
         for layer, part in zip(_layers(module), self.parts(factors, ranks), strict=True):
-            layer.weight.copy_(part)
+            layer.weight.copy_(LayerShape.of(layer).native(part))
         if bias is not None:
-            cast("Tensor", _layers(module)[-1].bias).copy_(bias)
+            cast("Tensor", self.bias_of(module)).copy_(bias)
 
-    def weight_of(self, module: nn.Sequential, shape: LayerShape) -> Tensor:
-        return self.compose([layer.weight for layer in _layers(module)], shape)
+    def weight_of(self, module: nn.Module, shape: LayerShape) -> Tensor:
+        return self.compose([LayerShape.of(layer).canonical(layer.weight) for layer in _layers(module)], shape)
+
+    def bias_of(self, module: nn.Module) -> Tensor | None:
+        return _layers(module)[-1].bias
 
 
-def _layers(module: nn.Sequential) -> list[nn.Conv2d | nn.Linear]:
-    return [cast("nn.Conv2d | nn.Linear", layer) for layer in module]
+def _layers(module: nn.Module) -> list[StandardLayer]:
+    return [cast("StandardLayer", layer) for layer in module.children()]

@@ -19,6 +19,6 @@ class ChannelSVD(SVD):
     name = "channel_svd"
 
     def refuses(self, shape: LayerShape) -> str | None:
-        if shape.kind != "conv2d":
+        if not shape.is_convolution:
             return "it is no convolution; use svd"
         return "it is depthwise: a group has no channels to mix; use spatial_svd" if shape.is_depthwise else None

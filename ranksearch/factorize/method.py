@@ -20,6 +20,7 @@ class Method(abc.ABC):
     """A factorization method. It keeps nothing: what it needs to know comes in, what it computes goes out.
 
     `ranks` holds one integer per entry of `rank_names`. In a grouped convolution ranks are those of one group.
+    Weights are (N, I, *kernel) everywhere, those of transposed layers too: `LayerShape.canonical` makes them so.
 
     Laws (tests/factorize/test_laws.py runs them for every method, on every kind of layer that it takes):
 
@@ -27,15 +28,19 @@ class Method(abc.ABC):
     2. `error` is the relative Frobenius distance between the weight and `weight_of` the assigned layer, it never
        rises with a rank, and no other factors of the same form are closer (a quasi-optimum where the docstring of
        the method says so).
-    3. `cost` equals the parameters of the built layer and the MACs it runs, on any `input_sizes`.
-    4. The built layer, as a function and in its gradients, equals the dense layer with the weight `weight_of`.
+    3. `cost` equals the parameters of the built layer and the MACs it runs in eval mode, on any `input_sizes`.
+    4. The built layer, as a function and in its gradients, equals the dense layer with the weight `weight_of` and
+       the bias `bias_of`.
     5. Gradients reach every parameter of the built layer.
-    6. The built layer holds standard modules with the asked dtype and device, and nothing of ranksearch.
+    6. The built layer has the asked dtype and device. Where `is_standard` it holds standard modules and nothing of
+       ranksearch.
     """
 
     name: ClassVar[str]
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     exact_at_full_rank: ClassVar[bool] = True
+    is_standard: ClassVar[bool] = True
+    is_sliced: ClassVar[bool] = True  # one decomposition, at full rank, serves all ranks
 
     @abc.abstractmethod
     def refuses(self, shape: LayerShape) -> str | None:
@@ -50,15 +55,16 @@ class Method(abc.ABC):
         """Parameters, and MACs on `shape.input_sizes`, of what `build` builds. Raises SpaceError as `check` does."""
 
     @abc.abstractmethod
-    def decompose(self, weight: Tensor, shape: LayerShape) -> Factors:
-        """Factors of a weight (N, I, *kernel) at full rank, on its device, to be sliced by `assign` for any ranks.
+    def decompose(self, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
+        """Factors of a weight (N, I, *kernel), on its device, for `assign` to take.
 
+        They are those of full rank, to be cut for any ranks, where `is_sliced`; else those of these ranks.
         Computed and returned in float64 where the weight is float64, else in float32. The weight must be finite.
         """
 
     @abc.abstractmethod
     def error(self, factors: Factors, ranks: tuple[int, ...]) -> float:
-        """‖W − W̃‖ / ‖W‖ at these ranks, in [0, 1], without building W̃; 0 for a weight of zeros."""
+        """‖W − W̃‖ / ‖W‖ at these ranks, in [0, 1]; 0 for a weight of zeros."""
 
     @abc.abstractmethod
     def build(
@@ -68,16 +74,20 @@ class Method(abc.ABC):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> nn.Sequential:
-        """The small layer, initialised as PyTorch does, from the shape alone. Raises SpaceError as `check` does."""
+    ) -> nn.Module:
+        """The small layer, initialised to train from scratch, from its shape. Raises SpaceError as `check` does."""
 
     @abc.abstractmethod
-    def assign(self, module: nn.Sequential, factors: Factors, ranks: tuple[int, ...], bias: Tensor | None) -> None:
+    def assign(self, module: nn.Module, factors: Factors, ranks: tuple[int, ...], bias: Tensor | None) -> None:
         """Copies factors, cut to `ranks`, and the dense layer's bias into a layer that `build` built."""
 
     @abc.abstractmethod
-    def weight_of(self, module: nn.Sequential, shape: LayerShape) -> Tensor:
+    def weight_of(self, module: nn.Module, shape: LayerShape) -> Tensor:
         """The dense weight (N, I, *kernel) that a built layer stands for, differentiable in its parameters."""
+
+    @abc.abstractmethod
+    def bias_of(self, module: nn.Module) -> Tensor | None:
+        """The dense bias (N,) that a built layer stands for."""
 
     def check(self, shape: LayerShape, ranks: tuple[int, ...]) -> None:
         """Raises SpaceError where the method refuses the layer, or the ranks are too many, too few, or out of range."""

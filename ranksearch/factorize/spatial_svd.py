@@ -28,7 +28,9 @@ class SpatialSVD(Chain):
     name = "spatial_svd"
 
     def refuses(self, shape: LayerShape) -> str | None:
-        return None if shape.kind == "conv2d" else "it is no convolution; use svd"
+        if not shape.is_convolution:
+            return "it is no convolution; use svd"
+        return "its kernel has one dimension only; use channel_svd" if len(shape.kernel_size) == 1 else None
 
     def max_ranks(self, shape: LayerShape) -> tuple[int, ...]:
         (outputs, inputs), (height, width) = shape.group_channels, shape.kernel_size
@@ -36,13 +38,12 @@ class SpatialSVD(Chain):
 
     def stages(self, shape: LayerShape, ranks: tuple[int, ...]) -> tuple[LayerShape, ...]:
         channels = shape.groups * ranks[0]
-        vertical, horizontal = _halves(shape)
         return (
-            replace(vertical, out_channels=channels, bias=False),
-            replace(horizontal, in_channels=channels),
+            replace(shape.along(0), out_channels=channels, bias=False),
+            replace(shape.along(1), in_channels=channels),
         )
 
-    def decompose(self, weight: Tensor, shape: LayerShape) -> Factors:
+    def decompose(self, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
         (outputs, inputs), (height, width) = shape.group_channels, shape.kernel_size
         weight_GOIHW = per_group(working_precision(weight), shape.groups)
         matrix_GPQ = weight_GOIHW.permute(0, 2, 3, 1, 4).reshape(shape.groups, inputs * height, outputs * width)
@@ -64,16 +65,3 @@ class SpatialSVD(Chain):
     def compose(self, weights: Sequence[Tensor], shape: LayerShape) -> Tensor:
         first_GRIH1, last_GOR1W = (per_group(w, shape.groups) for w in weights)
         return torch.einsum("grih,gorw->goihw", first_GRIH1[..., 0], last_GOR1W.squeeze(3)).flatten(0, 1)
-
-
-def _halves(shape: LayerShape) -> tuple[LayerShape, LayerShape]:
-    """The layer with the vertical half of its kernel, stride, padding and dilation, and with the horizontal half."""
-    (H, W), (sh, sw), (dh, dw) = shape.kernel_size, shape.stride, shape.dilation
-    if isinstance(shape.padding, str):
-        above, beside = shape.padding, shape.padding
-    else:
-        above, beside = (shape.padding[0], 0), (0, shape.padding[1])
-    return (
-        replace(shape, kernel_size=(H, 1), stride=(sh, 1), padding=above, dilation=(dh, 1)),
-        replace(shape, kernel_size=(1, W), stride=(1, sw), padding=beside, dilation=(1, dw)),
-    )

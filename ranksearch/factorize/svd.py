@@ -42,7 +42,7 @@ class SVD(Chain):
             shape.pointwise(channels, shape.out_channels, bias=shape.bias),
         )
 
-    def decompose(self, weight: Tensor, shape: LayerShape) -> Factors:
+    def decompose(self, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
         matrix_GOQ = per_group(working_precision(weight).flatten(1), shape.groups)
         left_GOR, values_GR, right_GRQ = balanced_svd(matrix_GOQ)
         return {

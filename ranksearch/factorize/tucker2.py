@@ -31,7 +31,7 @@ class Tucker2(Chain):
     rank_names = ("rank_out", "rank_in")
 
     def refuses(self, shape: LayerShape) -> str | None:
-        if shape.kind != "conv2d":
+        if not shape.is_convolution:
             return "it is no convolution; use svd"
         return "it is depthwise: a group has no channels to mix; use spatial_svd" if shape.is_depthwise else None
 
@@ -47,16 +47,17 @@ class Tucker2(Chain):
             shape.pointwise(inner_out, shape.out_channels, bias=shape.bias),
         )
 
-    def decompose(self, weight: Tensor, shape: LayerShape) -> Factors:
-        weight_GOIHW = per_group(working_precision(weight), shape.groups)
-        U_GOR = left_singular_vectors(weight_GOIHW.flatten(2))
-        V_GIS = left_singular_vectors(weight_GOIHW.transpose(1, 2).flatten(2))
-        core_GRSHW = torch.einsum("goihw,gor,gis->grshw", weight_GOIHW, U_GOR, V_GIS)
+    def decompose(self, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
+        weight_GOIx = per_group(working_precision(weight), shape.groups)
+        U_GOR = left_singular_vectors(weight_GOIx.flatten(2))
+        V_GIS = left_singular_vectors(weight_GOIx.transpose(1, 2).flatten(2))
+        core_GRSx = torch.einsum("goi...,gor,gis->grs...", weight_GOIx, U_GOR, V_GIS)
+        point = [1] * len(shape.kernel_size)
         return {
-            "first": V_GIS.transpose(1, 2)[..., None, None],  # (G, rank_in, I, 1, 1)
-            "core": core_GRSHW,
-            "last": U_GOR.flatten(0, 1)[..., None, None],  # (N, rank_out, 1, 1)
-            "energy": core_GRSHW.double().square().sum((0, 3, 4)),  # (rank_out, rank_in)
+            "first": V_GIS.mT.reshape(*V_GIS.mT.shape, *point),  # (G, rank_in, I, 1, 1)
+            "core": core_GRSx,
+            "last": U_GOR.reshape(len(weight), -1, *point),  # (N, rank_out, 1, 1)
+            "energy": core_GRSx.double().square().flatten(3).sum((0, 3)),  # (rank_out, rank_in)
         }
 
     def error(self, factors: Factors, ranks: tuple[int, ...]) -> float:
@@ -75,6 +76,6 @@ class Tucker2(Chain):
         )
 
     def compose(self, weights: Sequence[Tensor], shape: LayerShape) -> Tensor:
-        first_GSI, core_GRSHW, last_GOR = (per_group(w, shape.groups) for w in weights)
-        mixed_GRIHW = torch.einsum("grshw,gsi->grihw", core_GRSHW, first_GSI.flatten(2))
-        return torch.einsum("gor,grihw->goihw", last_GOR.flatten(2), mixed_GRIHW).flatten(0, 1)
+        first_GSI, core_GRSx, last_GOR = (per_group(w, shape.groups) for w in weights)
+        mixed_GRIx = torch.einsum("grs...,gsi->gri...", core_GRSx, first_GSI.flatten(2))
+        return torch.einsum("gor,gri...->goi...", last_GOR.flatten(2), mixed_GRIx).flatten(0, 1)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import nn
 
-from ranksearch.factorize import METHODS, LayerShape
+from ranksearch.factorize import METHODS, Factors, LayerShape, Method, StandardLayer
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -52,21 +53,58 @@ LINEARS = {
     "linear": {"in_features": 13, "out_features": 7},
     "linear-widening": {"in_features": 3, "out_features": 17, "bias": False},
 }
-LAYERS = {**CONVOLUTIONS, **LINEARS}
+CONVOLUTIONS_1D = {
+    "1d-1": {"kernel_size": 1},
+    "1d-3": {"kernel_size": 3, "padding": 1, "bias": False},
+    "1d-all": {
+        "in_channels": 6, "out_channels": 4, "kernel_size": 4, "groups": 2, "stride": 2, "padding": 3, "dilation": 2,
+        "padding_mode": "replicate",
+    },
+    "1d-same": {"kernel_size": 5, "padding": "same", "padding_mode": "circular"},
+    "1d-depthwise": {"in_channels": 5, "out_channels": 10, "kernel_size": 3, "groups": 5},
+}  # fmt: skip
+TRANSPOSED = {
+    "up-1x1": {"kernel_size": 1, "stride": 2, "output_padding": 1},
+    "up-2x2": {"kernel_size": 2, "stride": 2},
+    "up-3x3": {"kernel_size": 3, "padding": 1, "bias": False},
+    "up-4x4": {"in_channels": 11, "out_channels": 7, "kernel_size": 4, "stride": 2, "padding": 1},
+    "up-all": {
+        "in_channels": 6, "out_channels": 4, "kernel_size": (3, 5), "groups": 2, "stride": (3, 2), "padding": (1, 3),
+        "dilation": (1, 2), "output_padding": (2, 1), "bias": False,
+    },
+    "up-depthwise": {"in_channels": 5, "out_channels": 10, "kernel_size": 3, "groups": 5, "stride": 2},
+}  # fmt: skip
+LAYERS = {**CONVOLUTIONS, **CONVOLUTIONS_1D, **TRANSPOSED, **LINEARS}
 
 
-def make_layer(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> nn.Conv2d | nn.Linear:
+def make_layer(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> StandardLayer:
     torch.manual_seed(math.prod(name.encode()) % 2**31)
     if name in LINEARS:
         return nn.Linear(**LINEARS[name], dtype=dtype, device=device)
-    return nn.Conv2d(**{"in_channels": 7, "out_channels": 11, **CONVOLUTIONS[name]}, dtype=dtype, device=device)
+    convolution = nn.Conv1d if name in CONVOLUTIONS_1D else nn.ConvTranspose2d if name in TRANSPOSED else nn.Conv2d
+    return convolution(**{"in_channels": 7, "out_channels": 11, **LAYERS[name]}, dtype=dtype, device=device)
 
 
-def example_for(layer: nn.Conv2d | nn.Linear, batch_size: int = 2) -> torch.Tensor:
-    """A batch with two positions for a linear layer, of 11×12 for a convolution."""
+def example_for(layer: StandardLayer, batch_size: int = 2) -> torch.Tensor:
+    """A batch with two positions for a linear layer, of 11×12 (or 12) for a convolution."""
     sizes = (2, layer.in_features) if isinstance(layer, nn.Linear) else (layer.in_channels, 11, 12)
+    if isinstance(layer, nn.Conv1d):
+        sizes = (layer.in_channels, 12)
     values = torch.randn(batch_size, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return values.to(layer.weight)
+
+
+def decomposed(method: Method, layer: StandardLayer, ranks: tuple[int, ...] | None = None) -> Factors:
+    """The factors of a layer, for the largest ranks unless told otherwise."""
+    shape = LayerShape.of(layer)
+    return method.decompose(shape.canonical(layer.weight), shape, ranks or method.max_ranks(shape))
+
+
+def factorized(method: Method, layer: StandardLayer, ranks: tuple[int, ...]) -> nn.Module:
+    """The small layer with the factors of a layer."""
+    small = method.build(LayerShape.of(layer), ranks, device=layer.weight.device, dtype=layer.weight.dtype)
+    method.assign(small, decomposed(method, layer, ranks), ranks, layer.bias)
+    return small
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -81,32 +119,56 @@ def pairs() -> list[tuple[str, str]]:
 
 def pairs_on_devices() -> list[Any]:
     """(method, layer, device): all on the CPU, one layer of each sort on a GPU too."""
-    on_gpu = ["3x3", "dilation-stride", "circular-same", "groups-all", "depthwise", "1x1-stride", "linear"]
+    on_gpu = [
+        "3x3",
+        "dilation-stride",
+        "circular-same",
+        "groups-all",
+        "depthwise",
+        "1x1-stride",
+        "1d-all",
+        "up-all",
+        "linear",
+    ]
     return [(method, layer, "cpu") for method, layer in pairs()] + [
         pytest.param(method, layer, "cuda", marks=GPU) for method, layer in pairs() if layer in on_gpu
     ]
 
 
 @st.composite
-def convolutions(draw: st.DrawFn) -> nn.Conv2d:
-    """Any convolution that fits an 11×12 input, in float64."""
-    groups = draw(st.integers(1, 4))
-    inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    sides = st.tuples(st.integers(1, 4), st.integers(1, 4))
-    padding = draw(st.just("same") | st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    layer = nn.Conv2d(
-        groups * inputs,
-        groups * outputs,
-        draw(sides),
-        stride=1 if padding == "same" else draw(sides),
-        padding=padding,
-        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
-        groups=groups,
-        bias=draw(st.booleans()),
-        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
-        dtype=torch.float64,
-    )
+def any_layer(draw: st.DrawFn) -> StandardLayer:
+    """Any layer of any kind, in float64, convolutions such that they fit the example."""
+    kind = draw(st.sampled_from([nn.Conv2d, nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d, nn.Linear]))
+    inputs, outputs, bias = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.booleans())
+    if kind is nn.Linear:
+        layer = nn.Linear(inputs, outputs, bias, dtype=torch.float64)
+    else:
+        layer = draw(_convolutions(kind, inputs, outputs, bias))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+    return layer
+
+
+@st.composite
+def _convolutions(draw: st.DrawFn, kind: Any, inputs: int, outputs: int, bias: bool) -> StandardLayer:
+    dims = 1 if kind is nn.Conv1d else 2
+    groups = draw(st.integers(1, 4))
+    options = {"bias": bias, "groups": groups, "dtype": torch.float64}
+
+    def sides(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    kernel, dilation = sides(1, 7), sides(1, 2)
+    if kind is nn.ConvTranspose2d:
+        stride = sides(1, 3)
+        extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+        options |= {"stride": stride, "padding": sides(0, 3), "output_padding": extra}
+    else:
+        padding = draw(st.sampled_from(["same", sides(0, 3)]))
+        mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+        options |= {"stride": 1 if padding == "same" else sides(1, 4), "padding": padding, "padding_mode": mode}
+    layer = kind(groups * inputs, groups * outputs, kernel, dilation=dilation, **options)
+    sizes = LayerShape.of(layer, (tuple(example_for(layer).shape[2:]),)).output_sizes
+    assume(min(sizes[0]) > 0)
     return layer

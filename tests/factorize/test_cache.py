@@ -23,11 +23,11 @@ class CountingSVD(SVD):
     def __init__(self, log: Path, seconds: float = 0.0) -> None:
         self.log, self.seconds = log, seconds
 
-    def decompose(self, weight: torch.Tensor, shape: LayerShape) -> Factors:
+    def decompose(self, weight: torch.Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
         with self.log.open("a") as log:
             log.write("x\n")
         time.sleep(self.seconds)
-        return super().decompose(weight, shape)
+        return super().decompose(weight, shape, ranks)
 
     @property
     def count(self) -> int:
@@ -50,8 +50,8 @@ SHAPE = LayerShape.of(LINEAR)
 
 def ask(cache: FactorCache, method: Method, weight: torch.Tensor = LINEAR.weight, shape: LayerShape = SHAPE) -> Factors:
     """The cache's answer, after a look that it is the right one."""
-    factors = cache.factors(method, weight, shape)
-    expected = SVD().decompose(weight.detach().cpu(), shape)
+    factors = cache.factors(method, weight, shape, (1,))
+    expected = SVD().decompose(weight.detach().cpu(), shape, (1,))
     assert factors.keys() == expected.keys()
     for name, factor in factors.items():
         torch.testing.assert_close(factor.cpu(), expected[name], rtol=0, atol=0)
@@ -123,7 +123,7 @@ def test_an_entry_is_told_by_method_dtype_and_code(directory, monkeypatch):
     shape = LayerShape.of(nn.Conv2d(6, 6, 1))
 
     def num_entries(name: str, weight: torch.Tensor) -> int:
-        FactorCache(directory).factors(METHODS[name], weight, shape)
+        FactorCache(directory).factors(METHODS[name], weight, shape, (1,))
         return len(entries(directory))
 
     assert num_entries("svd", weight) == 1
@@ -166,7 +166,7 @@ def weights(count: int) -> list[torch.Tensor]:
 
 
 def size_of_one_entry() -> int:
-    return sum(f.nbytes for f in SVD().decompose(LINEAR.weight, SHAPE).values())
+    return sum(f.nbytes for f in SVD().decompose(LINEAR.weight, SHAPE, (1,)).values())
 
 
 def test_memory_is_bounded_and_keeps_what_was_used_last(method):
@@ -265,4 +265,4 @@ def test_a_weight_that_is_not_finite_is_the_models_fault(name, value):
     with torch.no_grad():
         layer.weight[3, 2] = value
     with pytest.raises(ModelError, match="NaN or infinite"):
-        FactorCache().factors(METHODS[name], layer.weight, LayerShape.of(layer))
+        FactorCache().factors(METHODS[name], layer.weight, LayerShape.of(layer), (1,))

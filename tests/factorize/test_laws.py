@@ -11,8 +11,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ranksearch.factorize import METHODS, LayerShape, Method
-from tests.factorize.cases import convolutions, example_for, make_layer, pairs, pairs_on_devices
+from ranksearch.factorize import KINDS, METHODS, LayerShape, Method, StandardLayer
+from tests.factorize.cases import any_layer, decomposed, example_for, factorized, make_layer, pairs, pairs_on_devices
 
 PAIRS = pytest.mark.parametrize(("method", "layer"), pairs())
 ON_DEVICES = pytest.mark.parametrize(("method", "layer", "device"), pairs_on_devices())
@@ -29,40 +29,36 @@ def all_ranks(method: Method, shape: LayerShape) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(1, most + 1) for most in method.max_ranks(shape))))
 
 
-def factorized(method: Method, layer: nn.Conv2d | nn.Linear, ranks: tuple[int, ...]) -> nn.Sequential:
-    shape = LayerShape.of(layer)
-    small = method.build(shape, ranks, device=layer.weight.device, dtype=layer.weight.dtype)
-    method.assign(small, method.decompose(layer.weight, shape), ranks, layer.bias)
-    return small
-
-
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a - b).norm() / b.norm()).detach())
 
 
-def check_full_rank_is_exact(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
+def check_full_rank_is_exact(method: Method, layer: StandardLayer) -> None:
     small = factorized(method, layer, method.max_ranks(LayerShape.of(layer)))
     x = example_for(layer)
     assert distance(small(x), layer(x)) <= TOLERANCE[layer.weight.dtype]
 
 
-def check_error_is_the_distance(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
+def check_error_is_the_distance(method: Method, layer: StandardLayer) -> None:
     shape = LayerShape.of(layer)
-    factors = method.decompose(layer.weight, shape)
+    weight = shape.canonical(layer.weight)
     for ranks in some_ranks(method, shape):
         reconstructed = method.weight_of(factorized(method, layer, ranks), shape)
-        assert reconstructed.shape == layer.weight.shape
-        found = method.error(factors, ranks)
-        assert found == pytest.approx(distance(reconstructed, layer.weight), abs=TOLERANCE[layer.weight.dtype])
+        assert reconstructed.shape == weight.shape
+        found = method.error(decomposed(method, layer, ranks), ranks)
+        assert found == pytest.approx(distance(reconstructed, weight), abs=TOLERANCE[layer.weight.dtype])
 
 
-def check_cost(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
-    calls = [example_for(layer, 1), example_for(layer, 1).repeat_interleave(2, dim=-2)]
+def check_cost(method: Method, layer: StandardLayer) -> None:
+    one, positions = example_for(layer, 1), -2 if isinstance(layer, nn.Linear) else -1
+    calls = [one, one.repeat_interleave(2, dim=positions)]
     sizes = tuple((c.shape[1],) if isinstance(layer, nn.Linear) else tuple(c.shape[2:]) for c in calls)
     shape = LayerShape.of(layer, sizes)
     for ranks in some_ranks(method, shape):
-        small = method.build(shape, ranks, dtype=torch.float64)
-        with FlopCounterMode(display=False) as counter:
+        small = method.build(shape, ranks, dtype=torch.float64).eval()
+        with torch.no_grad():
+            small(calls[0])
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             for x in calls:
                 small(x)
         cost = method.cost(shape, ranks)
@@ -70,12 +66,14 @@ def check_cost(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
         assert cost.macs == counter.get_total_flops() / 2
 
 
-def check_it_is_the_dense_layer_of_its_weight(method: Method, layer: nn.Conv2d | nn.Linear) -> None:
+def check_it_is_the_dense_layer_of_its_weight(method: Method, layer: StandardLayer) -> None:
     shape = LayerShape.of(layer)
     ranks = some_ranks(method, shape)[len(some_ranks(method, shape)) // 2]
     small = factorized(method, layer, ranks)
     parameters = list(small.parameters())
-    dense = {"weight": method.weight_of(small, shape)} | ({} if layer.bias is None else {"bias": small[-1].bias})
+    bias = method.bias_of(small)
+    assert (bias is None) == (layer.bias is None)
+    dense = {"weight": shape.native(method.weight_of(small, shape))} | ({} if bias is None else {"bias": bias})
     x = example_for(layer).requires_grad_()
     small_y, dense_y = small(x), functional_call(layer, dense, x)
     torch.testing.assert_close(small_y, dense_y)
@@ -109,8 +107,7 @@ def test_error_is_the_relative_distance_to_the_weight(method, layer, dtype, devi
 def test_error_never_rises_with_a_rank(method, layer):
     method, dense = METHODS[method], make_layer(layer, torch.float32)
     shape = LayerShape.of(dense)
-    factors = method.decompose(dense.weight, shape)
-    errors = {ranks: method.error(factors, ranks) for ranks in all_ranks(method, shape)}
+    errors = {ranks: method.error(decomposed(method, dense, ranks), ranks) for ranks in all_ranks(method, shape)}
     for ranks, error in errors.items():
         assert 0 <= error < 1
         for i in range(len(ranks)):
@@ -141,20 +138,21 @@ def test_gradients_reach_every_parameter(method, layer):
 
 
 @ON_DEVICES
-def test_built_layer_is_standard_modules_of_the_asked_dtype_and_device(method, layer, device):
+def test_built_layer_has_the_asked_dtype_and_device_and_is_standard_where_declared(method, layer, device):
     shape = LayerShape.of(make_layer(layer))
     ranks = METHODS[method].max_ranks(shape)
     small = METHODS[method].build(shape, ranks, device=device, dtype=torch.bfloat16)
-    assert {type(m) for m in small.modules()} <= {nn.Sequential, nn.Conv2d, nn.Linear}
     assert {(p.dtype, p.device.type) for p in small.parameters()} == {(torch.bfloat16, device)}
-    assert b"ranksearch" not in pickle.dumps(small)
+    if METHODS[method].is_standard:
+        assert {type(m) for m in small.modules()} <= {nn.Sequential, *KINDS}
+        assert b"ranksearch" not in pickle.dumps(small)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=150, deadline=None)
-@given(layer=convolutions(), data=st.data())
-def test_laws_hold_for_any_convolution(method, layer, data):
+@given(layer=any_layer(), data=st.data())
+def test_laws_hold_for_any_layer(method, layer, data):
     if method.refuses(LayerShape.of(layer)):
         return
     check = data.draw(st.sampled_from(CHECKS))

@@ -8,20 +8,30 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ranksearch.factorize import LayerShape
-from tests.factorize.cases import LAYERS, convolutions, example_for, make_layer
+from tests.factorize.cases import LAYERS, any_layer, example_for, make_layer
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@settings(max_examples=100, deadline=None)
-@given(layer=convolutions(), heights=st.lists(st.integers(11, 15), min_size=1, max_size=3))
-def test_output_sizes_and_cost_are_those_of_the_layer(layer, heights):
-    inputs = [torch.zeros(1, layer.in_channels, height, 12, dtype=torch.float64) for height in heights]
-    shape = LayerShape.of(layer, tuple(tuple(x.shape[2:]) for x in inputs))
+@settings(max_examples=200, deadline=None)
+@given(layer=any_layer(), lengths=st.lists(st.integers(12, 15), min_size=1, max_size=3))
+def test_output_sizes_and_cost_are_those_of_the_layer(layer, lengths):
+    one = example_for(layer, 1)
+    dim = 1 if isinstance(layer, nn.Linear) else -1
+    inputs = [torch.zeros_like(one).index_select(dim, torch.zeros(n, dtype=torch.long)) for n in lengths]
+    shape = LayerShape.of(layer, tuple(_size(layer, x) for x in inputs))
     with FlopCounterMode(display=False) as counter:
         outputs = [layer(x) for x in inputs]
-    assert shape.output_sizes == tuple(tuple(y.shape[2:]) for y in outputs)
+    assert shape.output_sizes == tuple(_size(layer, y) for y in outputs)
     assert shape.cost().macs == counter.get_total_flops() / 2
     assert shape.cost().parameters == sum(p.numel() for p in layer.parameters())
+    for x in map(torch.randn_like, inputs):
+        torch.testing.assert_close(shape.apply(x, shape.canonical(layer.weight), layer.bias), layer(x))
+    assert shape.canonical(layer.weight).shape == shape.weight_shape
+    assert torch.equal(shape.native(shape.canonical(layer.weight)), layer.weight)
+
+
+def _size(layer, tensor):
+    return (tensor.shape[1],) if isinstance(layer, nn.Linear) else tuple(tensor.shape[2:])
 
 
 def test_cost_of_a_linear_layer():
@@ -40,7 +50,7 @@ def test_the_layer_built_from_the_shape_is_the_layer(name):
     layer = make_layer(name)
     built = LayerShape.of(layer).build(dtype=torch.float64)
     assert type(built) is type(layer)
-    assert built.weight.shape == LayerShape.of(layer).weight_shape
+    assert LayerShape.of(layer).canonical(built.weight).shape == LayerShape.of(layer).weight_shape
     built.load_state_dict(layer.state_dict())
     x = example_for(layer)
     torch.testing.assert_close(built(x), layer(x), rtol=0, atol=0)

@@ -1,0 +1,55 @@
+"""RebuiltLayer: a layer that stores few numbers and computes its dense weight from them.
+
+It pays in parameters and bytes. Where nothing is trained the weight is computed once and kept, so that the layer runs
+as fast as the dense one and no faster.
+"""
+
+import abc
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ranksearch.factorize.shape import LayerShape
+
+__all__ = ["RebuiltLayer"]
+
+
+class RebuiltLayer(nn.Module, abc.ABC):
+    """A layer of a given shape; subclasses hold the parameters and say how the weight follows from them."""
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = replace(shape, input_sizes=())
+        self.bias = nn.Parameter(torch.zeros(shape.out_channels, device=device, dtype=dtype)) if shape.bias else None
+        self._kept: tuple[tuple[Any, ...], Tensor] | None = None  # (of which numbers, the weight)
+
+    @abc.abstractmethod
+    def dense_weight(self) -> Tensor:
+        """(N, I, *kernel), differentiable in the parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shape.apply(x, self._weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return str(self.shape)
+
+    def _weight(self) -> Tensor:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._kept = None
+            return self.dense_weight()
+        numbers = (*self.parameters(), *self.buffers())
+        state = tuple((n.data_ptr(), 0 if n.is_inference() else n._version, n.dtype) for n in numbers)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, self.dense_weight())
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:  # copies and pickles compute it again
+        return {**self.__dict__, "_kept": None}
