@@ -17,7 +17,7 @@ from ranksearch.layers import FoundLayer
 from ranksearch.records import Cost, Environment, FinetuneConfig, MeasureConfig
 from ranksearch.workbench import Workbench
 
-__all__ = ["Description", "describe"]
+__all__ = ["Description", "describe", "step_seconds", "timed"]
 
 # A faster way to train is taken only when it is this much faster: the probe is short and the machine may be noisy.
 WORTHWHILE = 0.9
@@ -67,33 +67,34 @@ def _resolve(bench: Workbench, config: FinetuneConfig, cores: int) -> FinetuneCo
     if not rivals:
         return fixed
     deadline = perf_counter() + PROBE_SECONDS
-    seconds_of_8 = _step_seconds(bench, fixed, 8)
+    seconds_of_8 = step_seconds(bench, fixed, 8)
     size = max(8, min(config.batch_size, int(8 * STEP_SECONDS / seconds_of_8)))
-    best, best_seconds = fixed, _step_seconds(bench, fixed, size)
+    best, best_seconds = fixed, step_seconds(bench, fixed, size)
     for rival in rivals:
         if perf_counter() > deadline:
             break
         candidate = rival(best)
-        seconds = _step_seconds(bench, candidate, size)
+        seconds = step_seconds(bench, candidate, size)
         if seconds < WORTHWHILE * best_seconds:
             best, best_seconds = candidate, seconds
     return best
 
 
-def _step_seconds(bench: Workbench, config: FinetuneConfig, batch_size: int) -> float:
+def step_seconds(bench: Workbench, config: FinetuneConfig, batch_size: int, num_steps: int = 4) -> float:
     """Least seconds of a training step of `batch_size` examples, after one to warm up: others' load only adds."""
-    probe = dataclasses.replace(config, steps=4, batch_size=batch_size, learning_rate=1e-6)
+    probe = dataclasses.replace(config, steps=num_steps, batch_size=batch_size, learning_rate=1e-6)
     torch.set_num_threads(config.threads)
     model = copy.deepcopy(bench.dense).to(memory_format=memory_format(config.layout))
     batches = list(fixed_batches(bench.task, bench.dense, probe, 0, bench.device))
     seconds = [
-        _timed(lambda batch=batch: finetune(model, [batch], bench.task, probe, bench.device), bench.device)
+        timed(lambda batch=batch: finetune(model, [batch], bench.task, probe, bench.device), bench.device)
         for batch in batches
     ]
     return min(seconds[1:])
 
 
-def _timed(action: Callable[[], object], device: torch.device) -> float:
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the device has done it."""
     start = perf_counter()
     action()
     if device.type == "cuda":

@@ -53,8 +53,8 @@ class RankRule(_Strict):
     )
     kept: tuple[Share, Share] = Field(
         default=(0.03, 0.75),
-        description="Smallest and largest share of the layer's dense MACs that an option may keep (of its parameters "
-        "where neither latency nor MACs are an objective).",
+        description="Smallest and largest share of the layer's dense MACs that an option may keep where latency or "
+        "MACs are an objective, of its parameters where those or bytes are; where both are, one of them is enough.",
     )
     per_method: Annotated[int, Field(ge=1)] = Field(
         default=12, description="At most this many ranks of a method on a layer, spread evenly."
@@ -236,23 +236,30 @@ def _options(
         return (), "; ".join(refusals) if len(refusals) == len(
             methods
         ) else f"no rank keeps {rule.kept[0]:g} to {rule.kept[1]:g} of its cost"
-    ordered = sorted(by_cost.values(), key=lambda o: (_weight(config, o.cost), o.cost.parameters, str(o.choice)))
+    ordered = sorted(by_cost.values(), key=lambda o: (*_weights(config, o.cost), o.cost.parameters, str(o.choice)))
     return (*ordered, Option(choice=DENSE, cost=dense)), None
 
 
 def _options_of(config: SpaceConfig, name: str, shape: LayerShape, method: Method, rule: RankRule) -> list[Option]:
-    dense = _weight(config, shape.cost())
-    low, high = (share * dense for share in rule.kept)
+    dense = _weights(config, shape.cost())
     options = [
         Option(choice=LayerChoice(method=method.name, ranks=ranks), cost=method.cost(shape, ranks))
         for ranks in _rank_grid(name, method.max_ranks(shape), rule)
     ]
-    return _thin([o for o in options if low <= _weight(config, o.cost) <= high], rule.per_method)
+    return _thin([o for o in options if _is_kept(_weights(config, o.cost), dense, rule.kept)], rule.per_method)
 
 
-def _weight(config: SpaceConfig, cost: Cost) -> int:
-    """What `kept` is a share of: MACs stand for time; parameters where only size is searched for."""
-    return cost.macs if {"latency", "macs"} & set(config.objectives) else cost.parameters
+def _weights(config: SpaceConfig, cost: Cost) -> tuple[int, ...]:
+    """What `kept` is a share of: MACs stand for time, parameters for size."""
+    objectives = set(config.objectives)
+    macs = (cost.macs,) if {"latency", "macs"} & objectives else ()
+    return macs + ((cost.parameters,) if {"parameters", "bytes"} & objectives else ())
+
+
+def _is_kept(weights: tuple[int, ...], dense: tuple[int, ...], kept: tuple[float, float]) -> bool:
+    """One share within bounds, and none above the dense layer's."""
+    shares = [weight / whole for weight, whole in zip(weights, dense, strict=True)]
+    return any(kept[0] <= share <= kept[1] for share in shares) and max(shares) <= 1
 
 
 def _rank_grid(name: str, largest: tuple[int, ...], rule: RankRule) -> list[tuple[int, ...]]:

@@ -1,17 +1,14 @@
 """How long a run will take, told from a few timed steps of the dense model. Rough, and rather too much."""
 
-import copy
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 
 from ranksearch.evaluate import EVALUATION_BATCH
-from ranksearch.finetune import finetune, fixed_batches, memory_format
 from ranksearch.inputs import forward, to_device
+from ranksearch.profile import step_seconds, timed
 from ranksearch.records import FinetuneConfig, MeasureConfig
 from ranksearch.tasks import Task
 from ranksearch.workbench import Workbench
@@ -58,7 +55,7 @@ def estimate(task: Task, finetune: FinetuneConfig, measure: MeasureConfig, devic
 def _timed_with(threads: int, bench: Workbench, config: FinetuneConfig, measure: MeasureConfig) -> Estimate:
     torch.set_num_threads(threads)
     return Estimate(
-        train=config.steps * _step_seconds(bench, config),
+        train=config.steps * step_seconds(bench, config, config.batch_size, num_steps=2),
         evaluate=_num_batches(bench.task, config, EVALUATION_BATCH[bench.device.type]) * _forward_seconds(bench),
         measure=measure.max_seconds,
     )
@@ -70,27 +67,8 @@ def _num_batches(task: Task, config: FinetuneConfig, batch_size: int) -> int:
     return (2 if config.steps else 1) * math.ceil(examples / batch_size)
 
 
-def _step_seconds(bench: Workbench, config: FinetuneConfig) -> float:
-    probe = dataclasses.replace(config, steps=2, learning_rate=1e-6)
-    model = copy.deepcopy(bench.dense).to(memory_format=memory_format(config.layout))
-    batches = list(fixed_batches(bench.task, None, probe, 0, bench.device))
-    # Without its teacher's outputs, which a study computes once: the task's own loss is what remains.
-    probe = dataclasses.replace(probe, distillation=0.0)
-    return min(
-        _timed(lambda b=batch: finetune(model, [b], bench.task, probe, bench.device), bench) for batch in batches
-    )
-
-
 def _forward_seconds(bench: Workbench) -> float:
     size = min(EVALUATION_BATCH[bench.device.type], len(bench.task.validation))
     inputs = to_device(bench.task.validation.batch(range(size))[0], bench.device)
     with torch.inference_mode():
-        return min(_timed(lambda: forward(bench.dense, inputs), bench) for _ in range(2))
-
-
-def _timed(action: Callable[[], object], bench: Workbench) -> float:
-    start = perf_counter()
-    action()
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize(bench.device)
-    return perf_counter() - start
+        return min(timed(lambda: forward(bench.dense, inputs), bench.device) for _ in range(2))
