@@ -109,11 +109,11 @@ def page(rows: list[dict[str, Any]], dense: dict[str, Any], where: dict[str, Any
         "Written by `python -m benchmarks.methods --data cifar10.npz`; do not edit.",
         "",
         f"One net (ResNet-9-like, {dense['parameters'] / 1e6:.2f} M parameters, {dense['macs'] / 1e6:.0f} M MACs, "
-        f"{100 * dense['accuracy']:.1f} % of {dense['num_examples']:,} validation images of CIFAR-10). A method replaces "
-        "every layer that it takes but the stem and the classifier, at the rank nearest to the given share of "
-        "the layer's MACs (of its parameters, marked *, where a method leaves the MACs as they are). Parameters, MACs and "
-        "latency (batch 8, one thread, 95 % interval) are those of the whole net as a share of the dense one's; the "
-        "error is ‖W − W̃‖ / ‖W‖, mean over the layers; accuracy is before any training: as decomposed, and after "
+        f"{100 * dense['accuracy']:.1f} % of {dense['num_examples']:,} validation images of CIFAR-10). A method "
+        "replaces every layer that it takes but the stem and the classifier, at the rank nearest to the given share of "
+        "the layer's MACs (of its parameters, marked *, where a method leaves the MACs as they are). Parameters, MACs "
+        "and latency (batch 8, one thread, 95 % interval) are those of the whole net as a share of the dense one's; "
+        "the error is ‖W − W̃‖ / ‖W‖, mean over the layers; accuracy is before any training: as decomposed, and after "
         "BatchNorm's statistics are re-estimated.",
         "",
         f"{where['device']}, {where['cores']} cores, torch {where['versions']['torch']}, seed 0, n = 1 plan a row.",
