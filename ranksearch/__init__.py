@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ranksearch.bundle import load
+    from ranksearch.calibrate import fisher_loss, gather_metrics
     from ranksearch.space import SpaceConfig
     from ranksearch.study.search import Listener
     from ranksearch.study.study import Study
@@ -75,6 +76,8 @@ __all__ = [
     "UsageError",
     "__version__",
     "compress",
+    "fisher_loss",
+    "gather_metrics",
     "load",
     "search",
 ]
@@ -84,6 +87,8 @@ _LATER = {
     "ClusterConfig": "ranksearch.workers.executor",
     "Study": "ranksearch.study.study",
     "Task": "ranksearch.tasks",
+    "fisher_loss": "ranksearch.calibrate",
+    "gather_metrics": "ranksearch.calibrate",
     "load": "ranksearch.bundle",
 }
 

@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ranksearch.attention import UnpackedAttention, pack, switch_fused_paths, unpacked
 from ranksearch.errors import ModelError, SpaceError
 from ranksearch.factorize import FactorCache, LayerShape, Method, StandardLayer, method_named
+from ranksearch.factorize.metric import Metric
 from ranksearch.layers import FoundLayer, list_layers
 from ranksearch.records import Cost, LayerChoice, Plan, nearest
 
@@ -23,24 +25,31 @@ def compress(
     cache: FactorCache | None = None,
     layers: Iterable[FoundLayer] | None = None,
     init: Literal["decompose", "random"] = "decompose",
+    metrics: Mapping[str, Metric] | None = None,
 ) -> nn.Module:
     """A copy of the model with the layers of the plan replaced, by standard modules wherever the method allows.
 
     The model is not changed and shares nothing with the copy. Dtype, device, memory format, train or eval mode and
     requires_grad are those of the replaced layer. init="random" builds the same layers without decomposing, to be
-    trained or to take a state dict.
+    trained or to take a state dict. Attention with a projection in the plan becomes an UnpackedAttention.
 
-    `layers`, from `find_layers`, saves looking and brings reasons that only a forward pass can tell.
+    `layers`, from `find_layers`, saves looking and brings reasons that only a forward pass can tell. `metrics`, from
+    `gather_metrics`, say by layer how the methods that take one measure errors.
 
     Raises SpaceError for a layer that the model does not have, that must stay as it is or that the method refuses,
     and for ranks out of range; ModelError for a weight that is not finite.
     """
     cache = cache or FactorCache(max_bytes=0)
+    steps = _steps(list_layers(model, plan) if layers is None else layers, plan)
+    twin = unpacked(model, {step.name for step in steps})
     replacements: dict[int, Any] = {}  # deepcopy's memo: id of a module -> what stands for it wherever it is held
-    for step in _steps(list_layers(model) if layers is None else layers, plan):
-        dense = cast("StandardLayer", model.get_submodule(step.name))
-        replacements[id(dense)] = _build(dense, step) if init == "random" else _decompose(dense, step, cache)
-    return copy.deepcopy(model, replacements)
+    for step in steps:
+        dense = cast("StandardLayer", twin.get_submodule(step.name))
+        metric = (metrics or {}).get(step.name)
+        replacements[id(dense)] = _build(dense, step) if init == "random" else _decompose(dense, step, cache, metric)
+    small = copy.deepcopy(twin, replacements)
+    switch_fused_paths(small)
+    return small
 
 
 @torch.no_grad()
@@ -53,7 +62,12 @@ def fold(model: nn.Module, plan: Mapping[str, LayerChoice], layers: Iterable[Fou
     for step in _steps(layers, plan):
         small = model.get_submodule(step.name)
         replacements[id(small)] = _fold(small, step)
-    return copy.deepcopy(model, replacements)
+    dense = copy.deepcopy(model, replacements)
+    for module in list(dense.modules()):
+        if isinstance(module, UnpackedAttention) and all(isinstance(part, nn.Linear) for part in module.children()):
+            pack(module)
+    switch_fused_paths(dense)
+    return dense
 
 
 def plan_cost(layers: Iterable[FoundLayer], plan: Mapping[str, LayerChoice], dense: Cost) -> Cost:
@@ -112,10 +126,10 @@ def _build(dense: StandardLayer, step: _Step, device: str | torch.device | None 
     return small.to(memory_format=_memory_format(dense))
 
 
-def _decompose(dense: StandardLayer, step: _Step, cache: FactorCache) -> nn.Module:
+def _decompose(dense: StandardLayer, step: _Step, cache: FactorCache, metric: Metric | None) -> nn.Module:
     small = _build(dense, step, "meta").to_empty(device=dense.weight.device)  # no initial numbers are drawn
     try:
-        factors = cache.factors(step.method, dense.weight, step.shape, step.ranks)
+        factors = cache.factors(step.method, dense.weight, step.shape, step.ranks, metric)
     except ModelError as error:
         raise ModelError(f"layer {step.name!r}: {error}") from None
     step.method.assign(small, factors, step.ranks, dense.bias)

@@ -2,16 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils.flop_counter import FlopCounterMode
 
+from ranksearch.attention import PACKED, SEPARATE, is_separate, projections, qualified
 from ranksearch.errors import ModelError
 from ranksearch.factorize import KINDS, LayerShape, StandardLayer
 from ranksearch.inputs import forward
@@ -30,6 +31,7 @@ _UNSUPPORTED = (
     nn.RNNBase,
     nn.RNNCellBase,
 )
+_ATTENDED = ("query", "key", "value")  # the first arguments of nn.MultiheadAttention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,25 +44,38 @@ class FoundLayer(Record):
     skipped: str | None = None
 
 
-def list_layers(model: nn.Module) -> tuple[FoundLayer, ...]:
-    """The layers in order of registration, with what can be said without running the model: no input sizes."""
-    reasons = {**_shared(model), **_read_by_parent(model)}
-    return tuple(
-        _describe(name, module, reasons.get(module))
-        for name, module in model.named_modules()
-        if isinstance(module, (*KINDS, *_UNSUPPORTED))
-    )
+def list_layers(model: nn.Module, named: Container[str] = ()) -> tuple[FoundLayer, ...]:
+    """The layers in order of registration, with what can be said without running the model: no input sizes.
+
+    nn.MultiheadAttention stands there as its projections: in_proj and out_proj, or q_proj, k_proj, v_proj and out_proj
+    where its inputs have several sizes or `named`, the layers of a plan or an export, says so.
+    """
+    reasons = _shared(model)
+    packed = {
+        m: r for m in model.modules() if isinstance(m, nn.MultiheadAttention) and (r := _stays_packed(m, reasons))
+    }
+    reasons |= {m.out_proj: "MultiheadAttention reads its weight directly" for m in packed} | packed
+    found: list[FoundLayer] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and module not in packed:
+            parts = projections(module, separate=is_separate(name, named))
+            found += [_describe(qualified(name, p), part, None) for p, part in parts.items() if p != "out_proj"]
+        elif isinstance(module, (*KINDS, *_UNSUPPORTED, nn.MultiheadAttention)):
+            found.append(_describe(name, module, reasons.get(module)))
+    return tuple(found)
 
 
 def find_layers(model: nn.Module, example_input: Any) -> tuple[FoundLayer, ...]:
     """The layers in order of first call, those never called last, with the sizes of what enters them.
 
+    Attention whose query, key and value were not always one and the same tensor is listed by q_proj, k_proj, v_proj.
     The model runs once, in eval mode and without gradients, on a batch of one example.
     Raises ModelError where it fails. The model is left as it was.
     """
-    listed = {layer.name: layer for layer in list_layers(model)}
-    sizes = _input_sizes(model, listed, example_input)
-    called = [_sized(listed[name], sizes[name]) for name in sizes]
+    before = {layer.name: layer for layer in list_layers(model)}
+    sizes = _input_sizes(model, before, example_input)
+    listed = {layer.name: before.get(layer.name, layer) for layer in list_layers(model, sizes)}
+    called = [_sized(listed[name], sizes[name]) for name in sizes if name in listed]
     return (*called, *(_never_called(layer) for name, layer in listed.items() if name not in sizes))
 
 
@@ -77,7 +92,7 @@ def _describe(name: str, module: nn.Module, reason: str | None) -> FoundLayer:
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
         return FoundLayer(name=name, kind=kind, skipped="lazy and not initialised yet; run the model once")
     if not isinstance(module, tuple(KINDS)):
-        return FoundLayer(name=name, kind=kind, skipped=f"no method takes a {kind}")
+        return FoundLayer(name=name, kind=kind, skipped=reason or f"no method takes {kind} layers")
     layer = cast("StandardLayer", module)
     return FoundLayer(name=name, kind=kind, shape=LayerShape.of(layer), skipped=reason or _unlike_its_class(layer))
 
@@ -102,37 +117,66 @@ def _shared(model: nn.Module) -> dict[nn.Module, str]:
     }
 
 
-def _read_by_parent(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules whose weight their parent reads, so that a replacement would break it."""
-    reasons: dict[nn.Module, str] = {}
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            reasons[module.out_proj] = "MultiheadAttention reads its weight directly"
-        if isinstance(module, nn.TransformerEncoderLayer):
-            fused = "TransformerEncoderLayer reads its weight directly in eval mode"
-            reasons |= {module.linear1: fused, module.linear2: fused}
-    return reasons
+def _stays_packed(attention: nn.MultiheadAttention, shared: Mapping[nn.Module, str]) -> str | None:
+    """Why its projections cannot become layers of their own."""
+    if type(attention) is not nn.MultiheadAttention or "forward" in vars(attention):
+        return "its class or its forward is not that of MultiheadAttention"
+    if attention.bias_k is not None or attention.add_zero_attn:
+        return "no method takes attention with add_bias_kv or add_zero_attn"
+    if not set(PACKED) <= set(attention._parameters) or _unlike_its_class(attention.out_proj):
+        return "a weight of it is computed from other tensors, or its out_proj is not a plain Linear"
+    return shared.get(attention)
 
 
-def _input_sizes(
-    model: nn.Module, listed: dict[str, FoundLayer], example_input: Any
-) -> dict[str, tuple[tuple[int, ...], ...]]:
+_Sizes: TypeAlias = dict[str, tuple[tuple[int, ...], ...]]
+_Record: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+
+
+def _input_sizes(model: nn.Module, listed: Mapping[str, FoundLayer], example_input: Any) -> _Sizes:
     """Layer name -> input sizes, in order of first call, only for layers that are called."""
-    sizes: dict[str, tuple[tuple[int, ...], ...]] = {}
-
-    def recorder(layer: FoundLayer) -> Callable[..., None]:
-        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entered = _entering((*args, *kwargs.values())[0], layer.shape) if layer.shape else ()
-            sizes[layer.name] = sizes.get(layer.name, ()) + entered
-
-        return record
-
+    sizes: _Sizes = {}
+    modules = dict(model.named_modules())
+    names = {module: name for name, module in modules.items()}
+    attention = [n for n, m in modules.items() if isinstance(m, nn.MultiheadAttention) and n not in listed]
+    records = {name: _layer_record(sizes, listed[name]) for name in modules if name in listed}
+    records |= {name: _attention_record(sizes, name, names[modules[name].out_proj]) for name in attention}  # type: ignore[index]
     with ExitStack() as hooks:
-        for name, layer in listed.items():
-            hook = model.get_submodule(name).register_forward_pre_hook(recorder(layer), with_kwargs=True)
-            hooks.callback(hook.remove)
+        for name, record in records.items():
+            hooks.callback(modules[name].register_forward_pre_hook(record, with_kwargs=True).remove)
         _run(model, example_input)
+    for name in attention:
+        _settle(sizes, name)
     return sizes
+
+
+def _layer_record(sizes: _Sizes, layer: FoundLayer) -> _Record:
+    def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered = _entering((*args, *kwargs.values())[0], layer.shape) if layer.shape else ()
+        sizes[layer.name] = sizes.get(layer.name, ()) + entered
+
+    return record
+
+
+def _attention_record(sizes: _Sizes, name: str, out_proj: str) -> _Record:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(_ATTENDED, args, strict=False)) | kwargs
+        query, key, value = (given[argument] for argument in _ATTENDED)
+        if query is key and key is value and module._qkv_same_embed_dim:
+            entered = {qualified(name, "in_proj"): query}
+        else:
+            entered = {qualified(name, p): x for p, x in zip(SEPARATE, (query, key, value), strict=True)}
+        for part, tensor in (entered | {out_proj: query}).items():
+            sizes[part] = (*sizes.get(part, ()), (math.prod(tensor.shape[:-1]),))
+
+    return record
+
+
+def _settle(sizes: _Sizes, attention: str) -> None:
+    """Attention that ran in both ways is listed as separate: what entered its in_proj entered all three."""
+    if is_separate(attention, sizes):
+        entered = sizes.pop(qualified(attention, "in_proj"), ())
+        for part in SEPARATE:
+            sizes[qualified(attention, part)] += entered
 
 
 def _entering(tensor: Tensor, shape: LayerShape) -> tuple[tuple[int, ...], ...]:
@@ -161,11 +205,17 @@ def _run(model: nn.Module, example_input: Any) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, and attention computed by modules and operators that hooks and counters see."""
+    """Eval mode, no gradients, and attention computed by modules and operators that hooks and counters see.
+
+    Nor do parameters ask for a gradient: a view of one that does would trip the counter, where it enters a module.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
+    for parameter in trained:
+        parameter.requires_grad = False  # unlike requires_grad_(), also of a lazy one
     try:
         with torch.no_grad():
             yield
@@ -173,3 +223,5 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
         for module, training in modes:
             module.training = training
+        for parameter in trained:
+            parameter.requires_grad = True

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,9 @@ from ranksearch.calibrate import reestimate_batchnorm
 from ranksearch.compress import plan_cost
 from ranksearch.errors import NonFiniteError
 from ranksearch.evaluate import evaluate
+from ranksearch.factorize.rebuilt import ContractibleLayer
 from ranksearch.finetune import finetune, memory_format
+from ranksearch.forwards import choose_forwards
 from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench
 
@@ -101,6 +103,10 @@ def _measure(candidate: nn.Module, spec: TrialSpec, bench: Workbench) -> Measure
     config = latency.resolve(spec.measure, bench.device)
     dense, inputs = bench.measuring(config)
     prepared = latency.prepare(candidate, config, bench.device)
+    torch.set_num_threads(config.threads)
+    with bench.lock.exclusive():
+        for name, contracted in choose_forwards(prepared, inputs, bench.forwards).items():
+            cast("ContractibleLayer", candidate.get_submodule(name)).contracted = contracted
     return latency.measure(dense, prepared, inputs, config, device=bench.device, seed=spec.seed, lock=bench.lock)
 
 

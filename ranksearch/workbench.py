@@ -1,7 +1,7 @@
 """What a worker keeps between trials: the task on its device, and whatever the dense model decides alone."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -63,6 +63,11 @@ class Workbench:
     def factors(self) -> FactorCache:
         """Shared with the other workers of this host and with later runs."""
         return FactorCache(user_cache_path("ranksearch") / "factors")
+
+    @cached_property
+    def forwards(self) -> dict[Hashable, bool]:
+        """What `choose_forwards` found on this device."""
+        return {}
 
     def compress(self, plan: Plan) -> nn.Module:
         return compress(self.dense, plan, cache=self.factors, layers=self.layers)

@@ -86,11 +86,25 @@ def test_example_inputs_may_be_positional_or_by_keyword():
     assert total_macs(Two(), (left, right)) == total_macs(Two(), {"right": right, "left": left}) == 18
 
 
+def test_a_parameter_may_enter_a_layer():
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.layer = nn.Parameter(torch.zeros(5, 4)), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.queries.expand(len(x), -1, -1)) + x
+
+    (layer,) = find_layers(Queries(), torch.zeros(1, 1, 3))
+    assert layer.shape is not None
+    assert layer.shape.cost().macs == total_macs(Queries(), torch.zeros(1, 1, 3)) == 5 * 4 * 3
+
+
 def snapshot(model: nn.Module) -> list[object]:
     state = [value.clone() for value in model.state_dict().values()]
     modes = [module.training for module in model.modules()]
     hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
-    return [*state, modes, hooks]
+    return [*state, modes, hooks, [parameter.requires_grad for parameter in model.parameters()]]
 
 
 def assert_same(before: list[object], after: list[object]) -> None:
@@ -101,6 +115,7 @@ def assert_same(before: list[object], after: list[object]) -> None:
 def test_the_model_is_left_as_it_was_even_where_it_fails():
     model = Crossed().train()
     model.mix.eval()
+    model.head.weight.requires_grad_(False)
     before = snapshot(model)
     find_layers(model, torch.randn(1, 3, 16, 20))
     total_macs(model, torch.randn(1, 3, 16, 20))
@@ -166,7 +181,7 @@ def tied_bias() -> nn.Sequential:
         (prune.l1_unstructured(nn.Linear(4, 4), "bias", 3), ["computed from other"]),
         (nn.Conv1d(4, 4, 1), [None]),
         (nn.ConvTranspose2d(4, 4, 1), [None]),
-        (nn.LSTM(4, 4), ["no method takes a LSTM"]),
+        (nn.LSTM(4, 4), ["no method takes LSTM layers"]),
         (Scaled(4, 4), ["forward is not that of Linear"]),
         (Padded(4, 4, 1), ["forward is not that of Conv2d"]),
         (patched(), ["forward is not that of Linear"]),
@@ -192,23 +207,24 @@ def test_a_layer_that_must_stay_has_a_reason(model, reasons):
     assert {name: layer.skipped for name, layer in found.items()} == {layer.name: layer.skipped for layer in layers}
 
 
-def test_weights_that_attention_reads_by_itself_are_kept():
-    """Replacing one of them would break the model: in eval mode it is read by name, or never called."""
+def test_projections_of_attention_are_layers():
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(encoder, nn.Linear(8, 3))
     layers = by_name(find_layers(model, torch.randn(1, 5, 8)))
-    assert {name for name, layer in layers.items() if not layer.skipped} == {"1"}
-    assert "MultiheadAttention" in (layers["0.self_attn.out_proj"].skipped or "")
-    assert "TransformerEncoderLayer" in (layers["0.linear1"].skipped or "")
-    assert {layer.name: layer.skipped for layer in list_layers(model)} == {n: v.skipped for n, v in layers.items()}
-    assert layers["0.linear1"].shape is not None
-    assert layers["0.linear1"].shape.input_sizes == ((5,),)
+    assert list(layers) == ["0.self_attn.in_proj", "0.self_attn.out_proj", "0.linear1", "0.linear2", "1"]
+    assert [layer.name for layer in list_layers(model)] == list(layers)
+    assert not any(layer.skipped for layer in layers.values())
+    assert {layer.shape.input_sizes for layer in layers.values() if layer.shape} == {((5,),)}
+    assert str(layers["0.self_attn.in_proj"].shape) == "8→24"
 
 
 def test_fused_attention_is_counted_and_put_back():
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    projections = 5 * (3 * 64 + 64) + 5 * 2 * 8 * 16
-    assert total_macs(encoder, torch.randn(1, 5, 8)) >= projections
+    layers = sum(layer.shape.cost().macs for layer in find_layers(encoder, torch.randn(1, 5, 8)) if layer.shape)
+    scores = 2 * 5 * 5 * 8
+    assert layers == 5 * (3 * 64 + 64) + 5 * 2 * 8 * 16
+    assert total_macs(encoder, torch.randn(1, 5, 8)) == layers + scores
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_layers_of_a_real_network():

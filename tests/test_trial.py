@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from ranksearch.compress import compress
 from ranksearch.evaluate import evaluate
+from ranksearch.factorize import METHODS, LayerShape, Method
 from ranksearch.outbox import Outbox
 from ranksearch.records import (
     FinetuneConfig,
@@ -47,6 +49,34 @@ def test_a_complete_trial_has_every_figure(bench):
     assert result.parameters == sum(p.numel() for p in bench.compress(PLAN).parameters())
     assert {"compress", "measure", "recalibrate", "finetune", "evaluate"} <= set(result.seconds)
     assert TrialResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def rank_about_half(method: Method, shape: LayerShape) -> LayerChoice:
+    return LayerChoice(method=method.name, ranks=tuple((most + 1) // 2 for most in method.max_ranks(shape)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_searched_stored_and_loaded_again(bench, task, name):
+    method = METHODS[name]
+    layers = [layer for layer in bench.layers if layer.shape and method.refuses(layer.shape) is None]
+    plan = Plan({layer.name: rank_about_half(method, layer.shape) for layer in layers if layer.name != "stem"})
+    result = run(spec(plan), bench)
+    assert result.state is TrialState.COMPLETE, result.reason
+    assert result.parameters == sum(p.numel() for p in bench.compress(plan).parameters())
+    model = compress(task.model, plan, init="random").eval()
+    model.load_state_dict(bench.outbox.weights(result.key))
+    assert evaluate(model, task.validation, task.metric, device=CPU) == result.score
+
+
+def test_methods_mix_in_one_plan(bench):
+    plan = Plan({
+        "stem": LayerChoice(method="rank1", ranks=(2,)),
+        "conv1": LayerChoice(method="tt_conv", ranks=(4, 8, 4)),
+        "conv2": LayerChoice(method="linearconv", ranks=(16,)),
+        "head": LayerChoice(method="svd", ranks=(2,)),
+    })  # fmt: skip
+    result = run(spec(plan), bench)
+    assert result.state is TrialState.COMPLETE, result.reason
 
 
 def test_the_same_spec_gives_the_same_model_in_a_fresh_bench(task):

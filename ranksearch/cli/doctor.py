@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,15 @@ def _layers(settings: Settings) -> list[dict[str, Any]]:
                 "parameters": cost.parameters if cost else None,
                 "macs": cost.macs if cost else None,
                 "methods": takers,
-                "skipped": layer.skipped or (None if takers else "; ".join(f"{n}: {r}" for n, r in refusals.items())),
+                "skipped": layer.skipped or (None if takers else _together(refusals)),
             }
         )
     return rows
+
+
+def _together(refusals: Mapping[str, str | None]) -> str:
+    """The reasons of methods none of which takes the layer, without the advice to use another one."""
+    methods: dict[str, list[str]] = {}
+    for name, reason in refusals.items():
+        methods.setdefault((reason or "").partition("; use ")[0], []).append(name)
+    return "; ".join(f"{reason} ({', '.join(names)})" for reason, names in methods.items())

@@ -1,7 +1,8 @@
 """FactorCache: decompositions, computed once and kept in memory and on disk.
 
 An entry is named by all that decides it: the method, the code of this folder, the weight's values, the layer's kind
-and groups, and the ranks where one decomposition does not serve them all. Decompositions run on the CPU, so that an
+and groups, the metric where the method takes one, and the ranks where one decomposition does not serve them all.
+Decompositions run on the CPU, so that an
 entry does not depend on which device asked for it first.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from filelock import FileLock
@@ -23,7 +25,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ranksearch.errors import ModelError
+from ranksearch.factorize.chain import Chain
 from ranksearch.factorize.method import Factors, Method
+from ranksearch.factorize.metric import Metric
 from ranksearch.factorize.shape import LayerShape
 
 __all__ = ["FactorCache"]
@@ -52,17 +56,25 @@ class FactorCache:
     def bytes_in_memory(self) -> int:
         return sum(factor.nbytes for factors in self._memory.values() for factor in factors.values())
 
-    def factors(self, method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
+    def factors(
+        self,
+        method: Method,
+        weight: Tensor,
+        shape: LayerShape,
+        ranks: tuple[int, ...],
+        metric: Metric | None = None,
+    ) -> Factors:
         """`method.decompose` of a weight as the layer stores it, on its device, contiguous. Not to be written to.
 
-        Raises ModelError where the weight is not finite.
+        In the metric where one is given and the method takes it. Raises ModelError where the weight is not finite.
         """
-        name = self._name(method, weight, shape, ranks)
+        metric = metric if method.takes_metric else None
+        name = self._name(method, weight, shape, ranks, metric)
         key = (name, weight.device)
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        on_cpu = self._stored(name, lambda: _decompose(method, weight, shape, ranks))
+        on_cpu = self._stored(name, lambda: _decompose(method, weight, shape, ranks, metric))
         found = self._memory[key] = {part: factor.to(weight.device) for part, factor in on_cpu.items()}
         while self.bytes_in_memory > self.max_bytes:
             self._memory.popitem(last=False)
@@ -78,11 +90,14 @@ class FactorCache:
             self._directory = None
             return compute()
 
-    def _name(self, method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> str:
+    def _name(
+        self, method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...], metric: Metric | None
+    ) -> str:
         which = () if method.is_sliced else ranks
         layer = f"{shape.kind} {tuple(weight.shape)} {shape.groups}"
         what = f"{method.name} {which} {_code_digest()} {weight.dtype} {layer} "
-        return hashlib.sha256(what.encode() + self._digest(weight)).hexdigest()[:32]
+        measured = b"" if metric is None else metric.digest
+        return hashlib.sha256(what.encode() + self._digest(weight) + measured).hexdigest()[:32]
 
     def _digest(self, weight: Tensor) -> bytes:
         """SHA-256 of the weight's values; not read again while version and checksum say that it did not change."""
@@ -93,10 +108,16 @@ class FactorCache:
         return known[1]
 
 
-def _decompose(method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...]) -> Factors:
+def _decompose(
+    method: Method, weight: Tensor, shape: LayerShape, ranks: tuple[int, ...], metric: Metric | None
+) -> Factors:
     if not weight.isfinite().all():
         raise ModelError("its weight has NaN or infinite values; check where it was loaded from")
-    factors = method.decompose(shape.canonical(weight.detach().cpu()), shape, ranks)
+    canonical = shape.canonical(weight.detach().cpu())
+    if metric is None:
+        factors = method.decompose(canonical, shape, ranks)
+    else:
+        factors = metric.decompose(cast("Chain", method), canonical, shape, ranks)
     return {part: factor.contiguous() for part, factor in factors.items()}
 
 

@@ -26,8 +26,8 @@ class Method(abc.ABC):
 
     1. Full rank is exact: where `exact_at_full_rank`, building at `max_ranks` and assigning reproduces the layer.
     2. `error` is the relative Frobenius distance between the weight and `weight_of` the assigned layer, it never
-       rises with a rank, and no other factors of the same form are closer (a quasi-optimum where the docstring of
-       the method says so).
+       rises with a rank by more than `rise`, and no other factors of the same form are closer (a quasi-optimum where
+       the docstring of the method says so).
     3. `cost` equals the parameters of the built layer and the MACs it runs in eval mode, on any `input_sizes`.
     4. The built layer, as a function and in its gradients, equals the dense layer with the weight `weight_of` and
        the bias `bias_of`.
@@ -41,6 +41,8 @@ class Method(abc.ABC):
     exact_at_full_rank: ClassVar[bool] = True
     is_standard: ClassVar[bool] = True
     is_sliced: ClassVar[bool] = True  # one decomposition, at full rank, serves all ranks
+    rise: ClassVar[float] = 0.0  # by how much a quasi-optimum may err more at a larger rank
+    takes_metric: ClassVar[bool] = False  # a Chain whose parts "first" and "last" a Metric can be put through
 
     @abc.abstractmethod
     def refuses(self, shape: LayerShape) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ranksearch.factorize.shape import LayerShape
 
-__all__ = ["RebuiltLayer"]
+__all__ = ["ContractibleLayer", "RebuiltLayer"]
 
 
 class RebuiltLayer(nn.Module, abc.ABC):
@@ -53,3 +53,37 @@ class RebuiltLayer(nn.Module, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles compute it again
         return {**self.__dict__, "_kept": None}
+
+
+class ContractibleLayer(RebuiltLayer):
+    """A rebuilt layer that can do without its dense weight: `contracted` says whether it does.
+
+    Both ways compute the same function. Which is faster depends on shapes and device and is for the owner to measure;
+    what was chosen is kept in the state dict.
+    """
+
+    contracted: bool = False
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """Equal for layers that compute with equal shapes, whatever their numbers."""
+        return (type(self), self.shape, *(tuple(parameter.shape) for parameter in self.parameters()))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.contracted)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.contracted = bool(state)
+
+    @abc.abstractmethod
+    def contract(self, x: Tensor) -> Tensor:
+        """What the layer without its bias makes of x, one parameter after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.contracted:
+            return super().forward(x)
+        y = self.contract(x)
+        return y if self.bias is None else y + self.bias.reshape(-1, *[1] * len(self.shape.kernel_size))
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, {'contracted' if self.contracted else 'rebuilt'}"

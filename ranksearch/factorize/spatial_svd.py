@@ -26,6 +26,7 @@ __all__ = ["SpatialSVD"]
 
 class SpatialSVD(Chain):
     name = "spatial_svd"
+    takes_metric = True
 
     def refuses(self, shape: LayerShape) -> str | None:
         if not shape.is_convolution:

@@ -25,6 +25,7 @@ __all__ = ["SVD"]
 
 class SVD(Chain):
     name = "svd"
+    takes_metric = True
 
     def refuses(self, shape: LayerShape) -> str | None:
         if shape.taps > 1:

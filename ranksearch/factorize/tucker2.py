@@ -29,6 +29,7 @@ __all__ = ["Tucker2"]
 class Tucker2(Chain):
     name = "tucker2"
     rank_names = ("rank_out", "rank_in")
+    takes_metric = True
 
     def refuses(self, shape: LayerShape) -> str | None:
         if not shape.is_convolution:

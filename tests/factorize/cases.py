@@ -14,7 +14,8 @@ from ranksearch.factorize import METHODS, Factors, LayerShape, Method, StandardL
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
-# Channel counts are prime where groups allow it, so that nothing divides by accident.
+# Channel counts are prime where groups allow it, so that nothing divides by accident, but for the composite ones, which
+# are there for the methods that split channels into factors.
 CONVOLUTIONS = {
     "1x1": {"kernel_size": 1},
     "1x1-stride": {"kernel_size": 1, "stride": 2},
@@ -48,10 +49,18 @@ CONVOLUTIONS = {
     "depthwise": {"in_channels": 7, "out_channels": 7, "kernel_size": 3, "groups": 7, "padding": 1},
     "depthwise-stride": {"in_channels": 5, "out_channels": 5, "kernel_size": (5, 3), "groups": 5, "stride": 2},
     "depthwise-multiplier": {"in_channels": 5, "out_channels": 15, "kernel_size": 3, "groups": 5, "bias": False},
+    "composite": {"in_channels": 8, "out_channels": 12, "kernel_size": 3, "padding": 1},
+    "composite-1x1": {"in_channels": 12, "out_channels": 8, "kernel_size": 1, "stride": 2, "bias": False},
+    "composite-narrowing": {"in_channels": 27, "out_channels": 8, "kernel_size": 3, "padding": "same"},
+    "composite-all": {
+        "in_channels": 8, "out_channels": 12, "kernel_size": (2, 3), "stride": (2, 1), "padding": (3, 1),
+        "dilation": (1, 2), "padding_mode": "reflect", "bias": False,
+    },
 }  # fmt: skip
 LINEARS = {
     "linear": {"in_features": 13, "out_features": 7},
     "linear-widening": {"in_features": 3, "out_features": 17, "bias": False},
+    "linear-composite": {"in_features": 16, "out_features": 24},
 }
 CONVOLUTIONS_1D = {
     "1d-1": {"kernel_size": 1},
@@ -62,6 +71,7 @@ CONVOLUTIONS_1D = {
     },
     "1d-same": {"kernel_size": 5, "padding": "same", "padding_mode": "circular"},
     "1d-depthwise": {"in_channels": 5, "out_channels": 10, "kernel_size": 3, "groups": 5},
+    "1d-composite": {"in_channels": 8, "out_channels": 12, "kernel_size": 4, "stride": 2, "padding": 3},
 }  # fmt: skip
 TRANSPOSED = {
     "up-1x1": {"kernel_size": 1, "stride": 2, "output_padding": 1},
@@ -73,6 +83,10 @@ TRANSPOSED = {
         "dilation": (1, 2), "output_padding": (2, 1), "bias": False,
     },
     "up-depthwise": {"in_channels": 5, "out_channels": 10, "kernel_size": 3, "groups": 5, "stride": 2},
+    "up-composite": {
+        "in_channels": 12, "out_channels": 8, "kernel_size": (3, 2), "stride": (3, 2), "padding": (1, 2),
+        "dilation": (1, 2), "output_padding": (2, 1),
+    },
 }  # fmt: skip
 LAYERS = {**CONVOLUTIONS, **CONVOLUTIONS_1D, **TRANSPOSED, **LINEARS}
 
@@ -129,6 +143,9 @@ def pairs_on_devices() -> list[Any]:
         "1d-all",
         "up-all",
         "linear",
+        "composite-all",
+        "up-composite",
+        "linear-composite",
     ]
     return [(method, layer, "cpu") for method, layer in pairs()] + [
         pytest.param(method, layer, "cuda", marks=GPU) for method, layer in pairs() if layer in on_gpu
@@ -139,7 +156,8 @@ def pairs_on_devices() -> list[Any]:
 def any_layer(draw: st.DrawFn) -> StandardLayer:
     """Any layer of any kind, in float64, convolutions such that they fit the example."""
     kind = draw(st.sampled_from([nn.Conv2d, nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d, nn.Linear]))
-    inputs, outputs, bias = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.booleans())
+    channels = draw(st.sampled_from([range(1, 6), range(1, 6), (16, 24) if kind is nn.Linear else (8, 12)]))
+    inputs, outputs, bias = draw(st.sampled_from(channels)), draw(st.sampled_from(channels)), draw(st.booleans())
     if kind is nn.Linear:
         layer = nn.Linear(inputs, outputs, bias, dtype=torch.float64)
     else:
@@ -153,7 +171,7 @@ def any_layer(draw: st.DrawFn) -> StandardLayer:
 @st.composite
 def _convolutions(draw: st.DrawFn, kind: Any, inputs: int, outputs: int, bias: bool) -> StandardLayer:
     dims = 1 if kind is nn.Conv1d else 2
-    groups = draw(st.integers(1, 4))
+    groups = draw(st.integers(1, 4)) if inputs < 8 else 1
     options = {"bias": bias, "groups": groups, "dtype": torch.float64}
 
     def sides(low: int, high: int) -> tuple[int, ...]:

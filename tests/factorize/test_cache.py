@@ -13,6 +13,7 @@ from torch import nn
 from ranksearch.errors import ModelError
 from ranksearch.factorize import METHODS, FactorCache, Factors, LayerShape, Method
 from ranksearch.factorize import cache as cache_module
+from ranksearch.factorize.metric import Metric
 from ranksearch.factorize.svd import SVD
 from tests.factorize.cases import DEVICES, make_layer
 
@@ -132,6 +133,30 @@ def test_an_entry_is_told_by_method_dtype_and_code(directory, monkeypatch):
     assert num_entries("svd", weight.view(torch.bfloat16)) == 3
     monkeypatch.setattr(cache_module, "_code_digest", lambda: "another")
     assert num_entries("svd", weight) == 4
+
+
+def metric_of(value: float) -> Metric:
+    return Metric(inputs={(): value * torch.eye(13)[None] + torch.ones(1, 13, 13)})
+
+
+def test_an_entry_is_told_by_the_metric_that_the_method_takes(directory, method, monkeypatch):
+    cache = FactorCache(directory)
+    ask(cache, method)
+    (plain,) = entries(directory)
+    found = [cache.factors(method, LINEAR.weight, SHAPE, (1,), metric_of(value)) for value in (1.0, 1.0, 2.0)]
+    assert method.count == 3
+    assert not torch.equal(found[0]["first"], found[2]["first"])
+    expected = metric_of(1.0).decompose(SVD(), LINEAR.weight.detach(), SHAPE, (1,))
+    for name, factor in found[1].items():
+        torch.testing.assert_close(factor, expected[name], rtol=0, atol=0)
+    FactorCache(directory).factors(method, LINEAR.weight, SHAPE, (1,), metric_of(2.0))
+    ask(FactorCache(directory), method)
+    assert method.count == 3
+    monkeypatch.setattr(CountingSVD, "takes_metric", False)
+    ask_plain = FactorCache(directory).factors(method, LINEAR.weight, SHAPE, (1,), metric_of(5.0))
+    torch.testing.assert_close(ask_plain["first"], ask(FactorCache(directory), method)["first"])
+    assert method.count == 3
+    assert plain in entries(directory)
 
 
 def test_the_directory_outlives_the_process(directory, method):
