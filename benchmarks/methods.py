@@ -16,6 +16,7 @@ from benchmarks.cifar import trained_task
 from benchmarks.machine import conditions, write
 from ranksearch import trial
 from ranksearch.compress import compress, plan_cost
+from ranksearch.errors import SpaceError
 from ranksearch.evaluate import evaluate
 from ranksearch.factorize import METHODS, Method
 from ranksearch.records import FinetuneConfig, LayerChoice, MeasureConfig, Plan, TrialSpec
@@ -39,11 +40,10 @@ def options_of(method: Method, bench: Workbench, objective: str) -> dict[str, La
 
 def plan_at(method: Method, bench: Workbench, share: float) -> tuple[Plan, str] | None:
     """For each layer the rank nearest to the share, and what it is a share of; None where no layer has any."""
-    for objective, measure in (("macs", "macs"), ("parameters", "parameters")):
+    for measure in ("macs", "parameters"):
         try:
-            records = options_of(method, bench, objective)
-        except Exception as error:  # noqa: BLE001 - the space says that nothing is left to search
-            print(f"{method.name}, share of {measure}: {error}")
+            records = options_of(method, bench, measure)
+        except SpaceError:  # nothing of this measure to choose from
             continue
         return Plan({name: nearest(record, measure, share) for name, record in records.items()}), measure
     return None
