@@ -292,7 +292,7 @@ def _rebuilt(contents: Contents) -> nn.Module:
 
 
 def _check_layers(contents: Contents, dense: nn.Module) -> None:
-    found = {layer.name: f"{layer.kind} {layer.shape or ''}" for layer in list_layers(dense)}
+    found = {layer.name: f"{layer.kind} {layer.shape or ''}" for layer in list_layers(dense, contents.layers)}
     for name, shape in contents.layers.items():
         if found.get(name) != shape:
             raise ModelError(

@@ -158,10 +158,10 @@ def _layer_record(sizes: _Sizes, layer: FoundLayer) -> _Record:
 
 
 def _attention_record(sizes: _Sizes, name: str, out_proj: str) -> _Record:
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(_ATTENDED, args, strict=False)) | kwargs
         query, key, value = (given[argument] for argument in _ATTENDED)
-        if query is key and key is value and module._qkv_same_embed_dim:
+        if query is key and key is value:
             entered = {qualified(name, "in_proj"): query}
         else:
             entered = {qualified(name, p): x for p, x in zip(SEPARATE, (query, key, value), strict=True)}

@@ -14,9 +14,11 @@ from torch import nn
 from ranksearch import bundle, latency
 from ranksearch.compress import compress
 from ranksearch.errors import ConfigError, ModelError, NotFoundError, StorageError
+from ranksearch.factorize.rebuilt import ContractibleLayer
 from ranksearch.layers import find_layers
 from ranksearch.records import (
     FinetuneConfig,
+    LayerChoice,
     MeasureConfig,
     Measurement,
     Plan,
@@ -132,6 +134,52 @@ def test_the_same_function_comes_back(small, folder):
     assert not back.training
     assert torch.equal(outputs(back), outputs(small))
     assert list(back.state_dict()) == list(small.state_dict())
+
+
+class Mixed(nn.Module):
+    """Convolutions of several kinds, attention to itself and to others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, stride=2)
+        self.up = nn.ConvTranspose2d(8, 8, 3, stride=2)
+        self.down = nn.Conv2d(8, 16, 3, stride=3)
+        self.itself = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.queries = nn.Parameter(torch.randn(1, 3, 16))
+        self.others = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.signal = nn.Conv1d(3, 4, 3)
+        self.hidden = nn.Linear(56, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.down(self.up(self.conv(x).relu()).relu()).flatten(2).mT
+        tokens = self.itself(tokens, tokens, tokens, need_weights=False)[0]
+        few = self.others(self.queries.expand(len(x), -1, -1), tokens, tokens, need_weights=False)[0]
+        return self.head(self.hidden(self.signal(few).flatten(1)).relu())
+
+
+MIXED = {
+    "conv": "rank1:2", "up": "separable:3", "down": "tt_conv_naive:2x4x8", "itself.in_proj": "svd:4",
+    "itself.out_proj": "tt_linear:2x4x2", "others.q_proj": "linearconv_lowrank:8x4", "others.v_proj": "svd:3",
+    "signal": "cp:2", "hidden": "linearconv_sparse:8x20", "head": "svd:2",
+}  # fmt: skip
+
+
+def test_every_sort_of_layer_and_method_comes_back(tmp_path):
+    torch.manual_seed(0)
+    dense, plan = Mixed().eval(), Plan({name: LayerChoice.parse(text) for name, text in MIXED.items()})
+    study = make_study(dense, EXAMPLE, "nets.py:Mixed")
+    small = compress(dense, plan).eval()
+    for layer in small.modules():
+        if isinstance(layer, ContractibleLayer):
+            layer.contracted = not layer.contracted
+    folder = bundle.export(small, make_trial(study, plan), study, tmp_path / "mixed", example_input=EXAMPLE)
+    back = bundle.load(folder, model=Mixed())
+    assert torch.equal(outputs(back), outputs(small))
+    assert [m.contracted for m in back.modules() if isinstance(m, ContractibleLayer)] == [
+        m.contracted for m in small.modules() if isinstance(m, ContractibleLayer)
+    ]
+    assert sum(p.numel() for p in back.parameters()) < sum(p.numel() for p in dense.parameters())
 
 
 def test_the_model_that_was_given_is_left_alone(folder, dense):

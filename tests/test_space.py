@@ -14,6 +14,7 @@ from torch import nn
 from ranksearch.allocate import UNIFORM_FRACTIONS, uniform, uniform_sweep
 from ranksearch.data_folder import data_folder
 from ranksearch.errors import SpaceError
+from ranksearch.factorize import METHODS
 from ranksearch.layers import find_layers
 from ranksearch.records import Plan
 from ranksearch.space import SearchSpace, SpaceConfig, layer_records, load_space
@@ -51,6 +52,28 @@ def test_stem_and_classifier_stay_dense_unless_the_space_says_otherwise(found):
     layers = records(found, layers=[{"match": "@last", "dense": False}, {"match": "0", "dense": False}])
     assert layers["0"].options
     assert layers["8"].options
+
+
+EVERY_METHOD = list(METHODS)
+
+
+@pytest.mark.parametrize(
+    "objectives", [["latency", "accuracy"], ["parameters", "accuracy"], ["macs", "bytes", "accuracy"]]
+)
+def test_every_method_has_options_where_it_saves_what_is_searched_for(found, objectives):
+    """Tensor trains that are rebuilt and LinearConv leave the MACs alone, and so have a place only beside size."""
+    layers = records(found, methods=EVERY_METHOD, objectives=objectives, dense=[])
+    offered = {str(option.choice).partition(":")[0] for layer in layers.values() for option in layer.options[:-1]}
+    size_matters = "latency" not in objectives
+    assert {"svd", "spatial_svd", "channel_svd", "tucker2", "cp", "separable", "rank1"} <= offered
+    assert ({"linearconv", "linearconv_lowrank", "linearconv_sparse", "tt_conv"} <= offered) == size_matters
+    for layer in layers.values():
+        dense = layer.cost
+        for option in layer.options[:-1]:
+            shares = [option.cost.macs / dense.macs] if objectives[0] in {"latency", "macs"} else []
+            shares += [option.cost.parameters / dense.parameters] if {"parameters", "bytes"} & set(objectives) else []
+            assert any(0.03 <= share <= 0.75 for share in shares)
+            assert max(shares) <= 1
 
 
 @settings(max_examples=25, deadline=None)

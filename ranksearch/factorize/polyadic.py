@@ -9,12 +9,11 @@ grow without bound and cancel. So this is alternating least squares (Carroll and
   never rises with R. Every eighth of a power of two is a rung, where all terms are fitted again; the ranks between two
   rungs have the new terms as they were found, mutually orthogonal;
 - keeps terms small: it minimises ‖T − Σ terms‖² + ridge · Σ ‖term‖², with a ridge in proportion to the error left.
-  Measured on trained 3×3 layers: at the same error, the squared norms of the terms add up to 4 times that of the
-  weight rather than to 40,000 times;
+  Measured on a trained 64→64 3×3 layer at rank 64: the squared norms of the terms add up to 5 times that of the
+  weight, without a ridge to 95,000 times, at the same error;
 - is bounded: so many sweeps, so many multiplications a rung; and it keeps what it had where it finds nothing better.
 
-At the largest rank every tap is a term, exactly. All is computed in float64; the global random
-generator stays as it is.
+At the largest rank every tap is a term, exactly. All is computed in float64; the global random generator is left alone.
 
 Shape letters: B tensors of a batch, D the size of their first mode, the largest, X that of all others together.
 """
@@ -35,7 +34,7 @@ __all__ = ["largest_rank", "polyadic"]
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (torch.linalg is not annotated)
 
-RIDGE = 2e-3  # of the squared relative error: terms stay small, and the error rises by less than a thousandth
+RIDGE = 2e-3  # of the squared relative error: terms stay small; the error rises by less than a hundredth of itself
 SMALLEST_GAIN = 1e-5  # sweeps end where the squared error falls by a smaller part of itself
 WORK_OF_A_RUNG = 2_500_000_000  # multiplications: about a quarter of a second on one core, in float64
 WORK_OF_A_CALL = 30_000  # as many multiplications take the time that a sweep of the smallest tensor takes

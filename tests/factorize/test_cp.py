@@ -10,6 +10,7 @@ from tensorly.decomposition import parafac
 from torch import nn
 
 from ranksearch.factorize import METHODS, LayerShape
+from ranksearch.factorize.polyadic import polyadic
 from tests.factorize.cases import LAYERS, decomposed, factorized, make_layer
 
 METHOD = METHODS["cp"]
@@ -32,6 +33,14 @@ def test_error_is_within_a_hundredth_of_the_best_of_ten_random_starts(sizes, ran
     best = min(np.linalg.norm(weight - tensorly.cp_to_tensor(start)) for start in starts) / np.linalg.norm(weight)
     factors = METHOD.decompose(torch.from_numpy(weight), shape, (rank,))
     assert METHOD.error(factors, (rank,)) <= 1.01 * best
+
+
+def test_terms_do_not_grow_and_cancel():
+    """Without a ridge their squared norms add up to 58 times that of this weight, and the error is that of before."""
+    weight = torch.from_numpy(smooth_weight(16, 12, 3, seed=31))
+    factors, _ = polyadic(weight[None], 16, 200)
+    squares = torch.stack([f.square().sum(1) for f in factors]).prod(0).sum()
+    assert squares < 6 * weight.square().sum()
 
 
 @pytest.mark.parametrize("layer", ["3x3", "groups", "1d-3", "up-3x3", "widening"])

@@ -92,16 +92,6 @@ def test_matrices_have_their_singular_value_decomposition():
         assert relative(tensor, factors) == pytest.approx(error, abs=1e-14)
 
 
-def test_terms_stay_small_where_the_best_ones_grow_without_bound():
-    """Two terms come as near as one likes to this sum of three, and cancel ever more: rank 3, border rank 2."""
-    a, b = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
-    tensor = sum(torch.einsum("i,j,k->ijk", *vectors) for vectors in ((a, a, b), (a, b, a), (b, a, a)))
-    factors, error = polyadic(torch.nn.functional.pad(tensor, (0, 1, 0, 1, 0, 1))[None], 2, 500)
-    squares = (terms_of(factors) ** 2).sum()
-    assert error < 0.3
-    assert squares < 30 * float(tensor.square().sum())
-
-
 def test_a_try_that_diverged_is_not_kept():
     tensor = random_tensor(2, 4, 3, 3)
     factors = [torch.zeros(2, size, 1, dtype=torch.float64) for size in (4, 3, 3)]
@@ -138,7 +128,7 @@ def test_zeros_beside_others_and_alone():
     tensor = random_tensor(2, 6, 5, 3)
     tensor[1] = 0
     factors, error = polyadic(tensor, 4, 20)
-    assert 0 < error < 1
+    assert error == pytest.approx(polyadic(tensor[:1], 4, 20)[1], rel=0.02)
     assert not terms_of(factors)[1].any()
     factors, error = polyadic(tensor[1:], 4, 20)
     assert error == 0
