@@ -1,11 +1,12 @@
 """Every method on one trained net: `python -m benchmarks.methods --data cifar10.npz` writes docs/methods.md.
 
 Each method replaces all layers that it takes (the stem and the classifier stay dense) at one share of their MACs, or of
-their parameters where a method leaves MACs as they are. No fine-tuning: what is shown is the start that it gives.
+their parameters where a method is there to save those. No fine-tuning: what is shown is the start that it gives.
 """
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -40,7 +41,7 @@ def options_of(method: Method, bench: Workbench, objective: str) -> dict[str, La
 
 def plan_at(method: Method, bench: Workbench, share: float) -> tuple[Plan, str] | None:
     """For each layer the rank nearest to the share, and what it is a share of; None where no layer has any."""
-    for measure in ("macs", "parameters"):
+    for measure in ("macs", "parameters") if method.is_standard else ("parameters",):
         try:
             records = options_of(method, bench, measure)
         except SpaceError:  # nothing of this measure to choose from
@@ -55,6 +56,7 @@ def nearest(record: LayerRecord, measure: str, share: float) -> LayerChoice:
 
 
 def row(method: Method, bench: Workbench, share: float) -> dict[str, Any] | None:
+    print(f"{method.name} at {share}", file=sys.stderr)
     found = plan_at(method, bench, share)
     if found is None:
         return None
@@ -70,6 +72,7 @@ def row(method: Method, bench: Workbench, share: float) -> dict[str, Any] | None
     result = trial.run(spec, bench)
     if result.score is None or result.measurement is None:
         raise SystemExit(f"{method.name}: {result.reason}\n{result.details}")
+    torch.set_num_threads(spec.finetune.threads)
     cost = plan_cost(bench.layers, plan, bench.dense_cost)
     ratio = result.measurement.ratio
     return {
@@ -111,7 +114,7 @@ def page(rows: list[dict[str, Any]], dense: dict[str, Any], where: dict[str, Any
         f"One net (ResNet-9-like, {dense['parameters'] / 1e6:.2f} M parameters, {dense['macs'] / 1e6:.0f} M MACs, "
         f"{100 * dense['accuracy']:.1f} % of {dense['num_examples']:,} validation images of CIFAR-10). A method "
         "replaces every layer that it takes but the stem and the classifier, at the rank nearest to the given share of "
-        "the layer's MACs (of its parameters, marked *, where a method leaves the MACs as they are). Parameters, MACs "
+        "the layer's MACs (of its parameters, marked *, where a method is there to save those). Parameters, MACs "
         "and latency (batch 8, one thread, 95 % interval) are those of the whole net as a share of the dense one's; "
         "the error is ‖W − W̃‖ / ‖W‖, mean over the layers; accuracy is before any training: as decomposed, and after "
         "BatchNorm's statistics are re-estimated.",
@@ -121,7 +124,7 @@ def page(rows: list[dict[str, Any]], dense: dict[str, Any], where: dict[str, Any
     ]
     for share in SHARES:
         lines += [
-            f"## At {share:g} of the layers' MACs",
+            f"## At {share:g} of the layers' MACs or parameters",
             "",
             "| method | layers | parameters | MACs | latency | error | accuracy | re-estimated |",
             "|---|---|---|---|---|---|---|---|",
