@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ranksearch.factorize.shape import LayerShape
 
-__all__ = ["ContractibleLayer", "RebuiltLayer"]
+__all__ = ["ContractibleLayer", "RebuiltLayer", "layout_of"]
 
 
 class RebuiltLayer(nn.Module, abc.ABC):
@@ -36,23 +36,32 @@ class RebuiltLayer(nn.Module, abc.ABC):
         """(N, I, *kernel), differentiable in the parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shape.apply(x, self._weight(), self.bias)
+        return self.shape.apply(x, self._weight(layout_of(x)), self.bias)
 
     def extra_repr(self) -> str:
         return str(self.shape)
 
-    def _weight(self) -> Tensor:
+    def _weight(self, layout: torch.memory_format) -> Tensor:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._kept = None
             return self.dense_weight()
         numbers = (*self.parameters(), *self.buffers())
-        state = tuple((n.data_ptr(), 0 if n.is_inference() else n._version, n.dtype) for n in numbers)
+        state = layout, *((n.data_ptr(), 0 if n.is_inference() else n._version, n.dtype) for n in numbers)
         if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self.dense_weight())
+            self._kept = (state, _laid_out(self.dense_weight(), layout))  # else every call would copy it
         return self._kept[1]
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles compute it again
         return {**self.__dict__, "_kept": None}
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last where x is that and nothing else."""
+    return torch.channels_last if x.dim() == 4 and not x.is_contiguous() else torch.contiguous_format
+
+
+def _laid_out(weight: Tensor, layout: torch.memory_format) -> Tensor:
+    return weight.contiguous(memory_format=layout if weight.dim() == 4 else torch.contiguous_format)
 
 
 class ContractibleLayer(RebuiltLayer):

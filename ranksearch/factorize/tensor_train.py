@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranksearch.factorize.method import Factors, Method
-from ranksearch.factorize.rebuilt import ContractibleLayer
+from ranksearch.factorize.rebuilt import ContractibleLayer, layout_of
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.truncation import working_precision
 from ranksearch.records import Cost
@@ -176,7 +176,7 @@ class TensorTrainLayer(ContractibleLayer):
             y_X1x = stage.apply(y_X1x, core, None)
         y_BCRP = y_X1x.unflatten(0, (-1, self.shape.in_channels)).flatten(3)
         y_BNP = self._mix(y_BCRP.permute(0, 3, 1, 2)).mT
-        return y_BNP.reshape(*batch, self.shape.out_channels, *y_X1x.shape[2:]).contiguous(memory_format=_layout(x))
+        return y_BNP.reshape(*batch, self.shape.out_channels, *y_X1x.shape[2:]).contiguous(memory_format=layout_of(x))
 
     def _mix(self, x: Tensor) -> Tensor:
         """(…, C, r) to (…, N): each core takes its input factor and the bond, and appends its output factor."""
@@ -185,11 +185,6 @@ class TensorTrainLayer(ContractibleLayer):
             y = y.movedim(1, -1).flatten(-2) @ core.flatten(2).flatten(0, 1)
             y = y.unflatten(-1, core.shape[2:])
         return y.reshape(*x.shape[:-2], self.shape.out_channels)
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """channels_last where x is that and nothing else."""
-    return torch.channels_last if x.dim() == 4 and not x.is_contiguous() else torch.contiguous_format
 
 
 class TensorTrain(Method):
