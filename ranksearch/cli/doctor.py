@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ def doctor(settings: Settings, form: FormatOption = Format.TABLE) -> None:
     if layers is not None:
         print()
         print_rows(layers, LAYER_COLUMNS, Format.TABLE)
+        for line in _why_not(layers):
+            print(line)
 
 
 def _verdict(layer: Row) -> str:
@@ -123,10 +125,25 @@ def _layers(settings: Settings) -> list[dict[str, Any]]:
                 "parameters": cost.parameters if cost else None,
                 "macs": cost.macs if cost else None,
                 "methods": takers,
+                "refused": {name: reason for name, reason in refusals.items() if reason and takers},
                 "skipped": layer.skipped or (None if takers else _together(refusals)),
             }
         )
     return rows
+
+
+def _why_not(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each reason why methods do not take layers that others take."""
+    layers: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for method, reason in row["refused"].items():
+            layers.setdefault((method, reason.partition("; use ")[0]), []).append(row["layer"])
+    methods: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (method, reason), names in layers.items():
+        methods.setdefault((reason, tuple(names)), []).append(method)
+    for (reason, names), refusing in methods.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"{', '.join(refusing)} not for {names[0]}{more}: {reason}"
 
 
 def _together(refusals: Mapping[str, str | None]) -> str:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from ranksearch.factorize import METHODS
+
 ZOO = """
 import torch
 from torch import nn
@@ -85,3 +87,13 @@ def test_the_table_shows_them(doctor, monkeypatch):
     for reason in REASONS.values():
         assert f"stays dense: {reason}" in text
     assert "16→48" in text
+
+
+def test_what_a_method_does_not_take_has_its_reason_too(doctor):
+    rows = {row["layer"]: row for row in json.loads(doctor("--format", "json")[1])["layers"]}
+    for name in TAKEN:
+        assert set(rows[name]["methods"]) | set(rows[name]["refused"]) == set(METHODS)
+    assert "groups" in rows["grouped"]["refused"]["tt_conv_naive"]
+    out = doctor()[1]
+    assert "svd not for conv and 1 more: its kernel is larger than 1×1\n" in out
+    assert "tt_conv, tt_conv_naive not for grouped: it has groups\n" in out
