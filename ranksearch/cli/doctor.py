@@ -141,9 +141,9 @@ def _why_not(rows: list[dict[str, Any]]) -> Iterator[str]:
     methods: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (method, reason), names in layers.items():
         methods.setdefault((reason, tuple(names)), []).append(method)
-    for (reason, names), refusing in methods.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"{', '.join(refusing)} not for {names[0]}{more}: {reason}"
+    for (reason, (first, *others)), refusing in methods.items():
+        more = f" and {len(others)} more" if others else ""
+        yield f"{', '.join(refusing)} not for {first}{more}: {reason}"
 
 
 def _together(refusals: Mapping[str, str | None]) -> str:
