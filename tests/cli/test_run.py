@@ -306,11 +306,14 @@ def test_doctor(project, ranksearch):
     found = json.loads(out)
     assert code == 0
     assert found["machine"]["database"] == f"{STORAGE}, 1 studies"
-    assert {row["layer"]: row["methods"] for row in found["layers"]} == {
-        "0": ["spatial_svd", "channel_svd", "tucker2"],
-        "3": ["spatial_svd", "channel_svd", "tucker2"],
-        "5": ["spatial_svd", "channel_svd", "tucker2"],
-        "9": ["svd"],
+    convolutions = ["spatial_svd", "channel_svd", "tucker2", "cp", "separable", "tt_conv_naive", "rank1"]
+    linearconv = ["linearconv", "linearconv_lowrank", "linearconv_sparse"]
+    many_channels = sorted([*convolutions, "tt_conv", *linearconv])
+    assert {row["layer"]: sorted(row["methods"]) for row in found["layers"]} == {
+        "0": sorted([*convolutions, *linearconv]),
+        "3": many_channels,
+        "5": many_channels,
+        "9": sorted(["svd", *linearconv]),
     }
     text = ranksearch("doctor")[1]
     assert "16→96 3×3/2" in text
