@@ -14,7 +14,7 @@ UNIFORM_FRACTIONS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.12)
 
 
 def uniform(layers: Sequence[LayerRecord], fraction: float, methods: Sequence[str]) -> Plan:
-    """In every layer the option of these methods whose MACs are nearest to `fraction` of the dense layer's.
+    """In every layer the option of these methods that keeps the share of the dense layer nearest to `fraction`.
 
     A layer that has no option of these methods stays dense.
     """
@@ -24,7 +24,14 @@ def uniform(layers: Sequence[LayerRecord], fraction: float, methods: Sequence[st
 def _nearest(layer: LayerRecord, fraction: float, methods: Sequence[str]) -> Option:
     *factorized, dense = layer.options
     usable = [option for option in factorized if option.choice.method in methods]
-    return min(usable, key=lambda o: abs(o.cost.macs - fraction * layer.cost.macs), default=dense)
+    return min(usable, key=lambda option: abs(_share(option, layer) - fraction), default=dense)
+
+
+def _share(option: Option, layer: LayerRecord) -> float:
+    """Of the MACs; of the parameters where a method leaves the MACs as they are."""
+    if option.cost.macs < layer.cost.macs:
+        return option.cost.macs / layer.cost.macs
+    return option.cost.parameters / layer.cost.parameters
 
 
 def uniform_sweep(layers: Sequence[LayerRecord]) -> tuple[SeedPlan, ...]:

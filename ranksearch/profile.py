@@ -82,10 +82,12 @@ def _resolve(bench: Workbench, config: FinetuneConfig, cores: int) -> FinetuneCo
 
 def step_seconds(bench: Workbench, config: FinetuneConfig, batch_size: int, num_steps: int = 4) -> float:
     """Least seconds of a training step of `batch_size` examples, after one to warm up: others' load only adds."""
-    probe = dataclasses.replace(config, steps=num_steps, batch_size=batch_size, learning_rate=1e-6)
+    probe = dataclasses.replace(config, steps=num_steps, epochs=0, seconds=0, batch_size=batch_size, learning_rate=1e-6)
     torch.set_num_threads(config.threads)
     model = copy.deepcopy(bench.dense).to(memory_format=memory_format(config.layout))
     batches = list(fixed_batches(bench.task, bench.dense, probe, 0, bench.device))
+    for batch in batches:
+        _ = batch.teacher  # trials share it
     seconds = [
         timed(lambda batch=batch: finetune(model, [batch], bench.task, probe, bench.device), bench.device)
         for batch in batches

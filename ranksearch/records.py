@@ -191,19 +191,31 @@ class Option(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig(Record):
-    """How a trial trains.
+    """How a trial trains, until the first of `steps`, `epochs`, `seconds` that is not 0 is reached; all 0: not at all.
 
     `precision` and `layout` "auto" and 0 `threads` are resolved once for a study, by a probe on its own device before
-    the first trial, so that the same spec gives the same accuracy.
+    the first trial, so that the same spec gives the same accuracy. A bound in `seconds` gives that up.
     """
 
     steps: int = 20
+    epochs: float = 0.0  # passes over the training data
+    seconds: float = 0.0
     batch_size: int = 64
+    optimizer: str = "sgd"  # sgd | adam | adamw
     learning_rate: float = 0.02
-    momentum: float = 0.9
+    schedule: str = "linear"  # linear | cosine (both to 0) | step | constant
+    decay_every: float = 0.3  # schedule step: × 0.1 each time this part of the training is over
+    momentum: float = 0.9  # of SGD; β₁ of Adam
     weight_decay: float = 0.0
     temperature: float = 3.0
     distillation: float = 1.0  # share of the distillation loss; the rest is the task's own loss
+    init: str = "decompose"  # decompose | random: from scratch, all layers of the net
+    reconstruction_steps: int = 0  # of each replaced layer by itself, before all train together
+    atcd: str = "none"  # none | autograd (both train the factors) | project: train the composed weight, decompose again
+    atcd_period: int = 1  # steps between two projections
+    correlation_weight: float = 0.0  # of the correlation between primary filters of linearconv; 0.01 in its source
+    correlation_period: int = 10  # steps between two that feel it
+    ema: float = 0.0  # decay of the moving average of the weights that is evaluated instead of them; 0: none
     calibration_examples: int = 512
     precision: str = "auto"  # auto | float32 | bfloat16
     layout: str = "auto"  # auto | contiguous | channels_last
@@ -212,15 +224,39 @@ class FinetuneConfig(Record):
     def __post_init__(self) -> None:
         _require(self.threads >= 0, "threads", self.threads, "0 (choose) or more")
         _require(self.steps >= 0, "steps", self.steps, "0 or more")
+        _require(0 <= self.epochs < math.inf, "epochs", self.epochs, "0 (no bound) or more")
+        _require(0 <= self.seconds < math.inf, "seconds", self.seconds, "0 (no bound) or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _one_of("optimizer", self.optimizer, ("sgd", "adam", "adamw"))
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
+        _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))
+        _require(0 < self.decay_every <= 1, "decay_every", self.decay_every, "more than 0 and at most 1")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.temperature > 0, "temperature", self.temperature, "more than 0")
         _require(0 <= self.distillation <= 1, "distillation", self.distillation, "in [0, 1]")
+        _one_of("init", self.init, ("decompose", "random"))
+        _require(self.reconstruction_steps >= 0, "reconstruction_steps", self.reconstruction_steps, "0 or more")
+        _one_of("atcd", self.atcd, ("none", "autograd", "project"))
+        _require(self.atcd_period >= 1, "atcd_period", self.atcd_period, "1 or more")
+        _require(self.correlation_weight >= 0, "correlation_weight", self.correlation_weight, "0 or more")
+        _require(
+            self.correlation_weight == 0 or self.atcd != "project",
+            "correlation_weight",
+            self.correlation_weight,
+            "0 where atcd is 'project': the composed weight has no primary filters",
+        )
+        _require(self.correlation_period >= 1, "correlation_period", self.correlation_period, "1 or more")
+        _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
         _require(self.calibration_examples >= 1, "calibration_examples", self.calibration_examples, "1 or more")
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         _one_of("layout", self.layout, ("auto", "contiguous", "channels_last"))
+
+    def num_steps(self, num_examples: int) -> int | None:
+        """As many as `steps` and `epochs` of so many examples allow; None where only `seconds` end the training."""
+        per_epoch = num_examples // min(self.batch_size, num_examples)
+        bounds = [bound for bound in (self.steps, math.ceil(self.epochs * per_epoch)) if bound]
+        return min(bounds, default=None if self.seconds else 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

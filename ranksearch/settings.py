@@ -28,7 +28,7 @@ __all__ = ["TABLES", "Settings", "check_writable"]
 FOREIGN_VARIABLES = {"OPTUNA_STORAGE": "storage", "RAY_ADDRESS": "address"}
 PREFIX = "RANKSEARCH_"
 # What a task is made of: stored with the study, so that a trial's model can be made again.
-TASK_KEYS = ("model", "weights", "data", "metric", "normalize", "seed")
+TASK_KEYS = ("model", "weights", "train", "data", "metric", "normalize", "seed")
 EXAMPLE = "example"
 
 Count = Annotated[int, Field(ge=1)]
@@ -43,6 +43,12 @@ class Settings(BaseModel):
         None, description="torchvision:NAME, module:function or file.py:function. The built-in example when absent."
     )
     weights: str | None = Field(None, description="The model's trained weights: safetensors, or a saved state dict.")
+    train: str | None = Field(
+        None,
+        coerce_numbers_to_str=True,
+        description="Train the model first: epochs, or epochs=N,optimizer=sgd|adam,learning_rate=X,batch_size=N,"
+        "weight_decay=X,schedule=onecycle|step|constant. Done once, and cached.",
+    )
     data: str | None = Field(
         None,
         description="digits, (fashion_)mnist:ROOT, cifar10:ROOT, npz:FILE, imagefolder:ROOT or module:function.",
@@ -108,6 +114,7 @@ class Settings(BaseModel):
         return build_task(
             model=self.model,
             weights=self.weights,
+            train=self.train,
             data=self.data,
             metric=self.metric,
             normalize=self.normalize,

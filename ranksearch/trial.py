@@ -3,7 +3,7 @@
     candidate = compress(dense, plan)
     latency   = measure(dense, candidate)          the device to itself; does not depend on trained weights
     one-shot  = evaluate(re-estimate(candidate))
-    tuned     = evaluate(re-estimate(finetune(candidate)))
+    tuned     = evaluate(re-estimate(finetune(reconstruct(candidate))))
     the better of the two is the trial's model
 
 Knows nothing of Ray, Optuna or SQL. What is computed once per worker lives in `Workbench`.
@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
@@ -22,11 +23,11 @@ from torch import nn
 
 from ranksearch import latency, memory
 from ranksearch.calibrate import reestimate_batchnorm
-from ranksearch.compress import plan_cost
+from ranksearch.compress import compress, plan_cost
 from ranksearch.errors import NonFiniteError
 from ranksearch.evaluate import evaluate
 from ranksearch.factorize.rebuilt import ContractibleLayer
-from ranksearch.finetune import finetune, memory_format
+from ranksearch.finetune import DivergedError, finetune, from_scratch, memory_format, reconstruct
 from ranksearch.forwards import choose_forwards
 from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench
@@ -81,7 +82,7 @@ def _one_line(error: Exception) -> str:
 def _steps(spec: TrialSpec, bench: Workbench, phase: _Phases) -> Iterator[tuple[str, Any]]:
     """The fields of the result, each as soon as it is known, so that a failed trial keeps what it had."""
     with phase("compress"):
-        candidate = bench.compress(spec.plan)
+        candidate = _start(spec, bench)
         cost = plan_cost(bench.layers, spec.plan, bench.dense_cost)
     yield "parameters", cost.parameters
     yield "macs", cost.macs
@@ -97,6 +98,14 @@ def _steps(spec: TrialSpec, bench: Workbench, phase: _Phases) -> Iterator[tuple[
     if bench.outbox is not None:
         with phase("store"):
             bench.outbox.put_weights(key_of(spec), trained.model)
+
+
+def _start(spec: TrialSpec, bench: Workbench) -> nn.Module:
+    """The model that is trained: the dense one compressed, or a net of that form that was never trained."""
+    if spec.finetune.init == "decompose" or not spec.plan:
+        return bench.compress(spec.plan)
+    torch.manual_seed(spec.seed)
+    return from_scratch(compress(bench.dense, spec.plan, layers=bench.layers, init="random"))
 
 
 def _measure(candidate: nn.Module, spec: TrialSpec, bench: Workbench) -> Measurement:
@@ -118,8 +127,13 @@ class Trained:
     note: str | None = None
 
 
-def train(candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any = None) -> Trained:
-    """Re-estimate, fine-tune, re-estimate; keep the better by validation score. The dense model is left as it is."""
+def train(
+    candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any = None, checkpoint: Path | None = None
+) -> Trained:
+    """Re-estimate, fine-tune, re-estimate; keep the better by validation score. The dense model is left as it is.
+
+    `checkpoint`, a file, lets a killed fine-tuning go on where it was: call again with the same candidate and spec.
+    """
     phase = phase or _Phases()
     config = spec.finetune
     torch.manual_seed(spec.seed)
@@ -130,17 +144,17 @@ def train(candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any = 
             reestimate_batchnorm(candidate, bench.calibration(config))
     with phase("evaluate"):
         oneshot = _validate(candidate, bench)
-    if not spec.plan or config.steps == 0:
+    is_trained = config.num_steps(len(bench.task.train)) != 0 or config.reconstruction_steps
+    if not spec.plan or not is_trained:
         return Trained(candidate, oneshot, oneshot)
     before = copy.deepcopy(candidate.state_dict())
     try:
-        with phase("finetune"):
-            finetune(candidate, bench.batches(config, spec.seed), bench.task, config, bench.device)
+        _improve(candidate, spec, bench, phase, checkpoint)
         with phase("recalibrate"):
             reestimate_batchnorm(candidate, bench.calibration(config))
         with phase("evaluate"):
             tuned = _validate(candidate, bench)
-    except NonFiniteError as error:
+    except (NonFiniteError, DivergedError) as error:
         candidate.load_state_dict(before)
         return Trained(
             candidate.eval(), oneshot, oneshot, note=f"fine-tuning diverged, the re-estimated model is kept: {error}"
@@ -148,6 +162,18 @@ def train(candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any = 
     if tuned.value < oneshot.value:
         candidate.load_state_dict(before)
     return Trained(candidate, max(tuned, oneshot, key=lambda s: s.value), oneshot)
+
+
+def _improve(candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any, checkpoint: Path | None) -> None:
+    """Layer by layer, unless a checkpoint says that this is done, then end to end."""
+    config, plan, layers = spec.finetune, spec.plan, bench.layers
+    if config.reconstruction_steps and not (checkpoint and checkpoint.exists()):
+        with phase("reconstruct"):
+            inputs = bench.calibration(config)
+            reconstruct(candidate, bench.dense, plan, layers, inputs, steps=config.reconstruction_steps, seed=spec.seed)
+    with phase("finetune"):
+        batches = bench.batches(config, spec.seed)
+        finetune(candidate, batches, bench.task, config, bench.device, plan=plan, layers=layers, checkpoint=checkpoint)
 
 
 def _validate(model: nn.Module, bench: Workbench) -> Score:

@@ -90,8 +90,9 @@ class Workbench:
             teacher = self.dense if self.task.distillation and config.distillation > 0 else None
             return fixed_batches(self.task, teacher, config, seed, self.device)
 
-        example_bytes = memory.tensor_bytes(self.task.example_input)
-        if config.steps * config.batch_size * example_bytes > KEEP_BYTES:
+        steps = config.num_steps(len(self.task.train))
+        step_bytes = config.batch_size * memory.tensor_bytes(self.task.example_input)
+        if steps is None or steps * step_bytes > KEEP_BYTES:
             return make()
         return self._keep(("batches", config, seed), lambda: list(make()))
 

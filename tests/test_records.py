@@ -102,6 +102,18 @@ def test_a_malformed_choice_is_refused(text):
         {"precision": "float8"},
         {"layout": "nhwc"},
         {"threads": -1},
+        {"epochs": -0.5},
+        {"seconds": float("inf")},
+        {"optimizer": "adamm"},
+        {"schedule": "exponential"},
+        {"decay_every": 0},
+        {"init": "pretrained"},
+        {"reconstruction_steps": -1},
+        {"atcd": "projected"},
+        {"atcd_period": 0},
+        {"correlation_weight": -1},
+        {"correlation_period": 0},
+        {"ema": 1},
     ],
 )
 def test_a_value_outside_its_rule_is_refused_with_what_was_got(values):
@@ -109,6 +121,28 @@ def test_a_value_outside_its_rule_is_refused_with_what_was_got(values):
     with pytest.raises(ValueError, match=name) as caught:
         FinetuneConfig(**values)
     assert repr(got) in str(caught.value)
+
+
+def test_a_regulariser_of_factors_is_refused_where_none_are_trained():
+    with pytest.raises(ValueError, match=r"correlation_weight is 0\.01; .* atcd"):
+        FinetuneConfig(correlation_weight=0.01, atcd="project")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "steps"),
+    [
+        ({}, 20),
+        ({"steps": 0}, 0),
+        ({"steps": 7, "epochs": 2}, 7),
+        ({"steps": 0, "epochs": 2}, 30),  # 15 batches of 64 in 1000
+        ({"steps": 0, "epochs": 0.1}, 2),
+        ({"steps": 99, "epochs": 2, "seconds": 1}, 30),
+        ({"steps": 0, "seconds": 1}, None),
+        ({"steps": 0, "epochs": 2, "batch_size": 4000}, 2),
+    ],
+)
+def test_steps_and_epochs_bound_together(bounds, steps):
+    assert FinetuneConfig(**bounds).num_steps(1000) == steps
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name():

@@ -185,3 +185,19 @@ def test_the_sweep_holds_no_plan_twice_and_none_that_is_dense(found):
     seeds = uniform_sweep(layer_records(config(), found))
     assert len({seed.plan for seed in seeds}) == len(seeds) >= 4
     assert all(seed.plan for seed in seeds)
+
+
+def test_uniform_fractions_are_of_the_parameters_where_a_method_leaves_the_macs(found):
+    space = config(methods=["linearconv"], objectives=["parameters", "accuracy"], ranks={"multiple": 4})
+    layers = layer_records(space, found)
+    seeds = uniform_sweep(layers)
+    assert len(seeds) >= 4
+    dense = {layer.name: layer.cost for layer in layers}
+    costs = {layer.name: {o.choice: o.cost for o in layer.options} for layer in layers}
+    for seed in seeds:
+        fraction = float(seed.origin.rpartition("-")[2])
+        kept = costs["2"][seed.plan["2"]].parameters / dense["2"].parameters
+        offered = [
+            cost.parameters / dense["2"].parameters for choice, cost in costs["2"].items() if choice.method != "dense"
+        ]
+        assert abs(kept - fraction) == min(abs(share - fraction) for share in offered)

@@ -32,6 +32,9 @@ PLAN = Plan(
 )
 
 
+NARROW = Plan({name: LayerChoice(method="channel_svd", ranks=(1,)) for name in ("conv1", "conv2")})
+
+
 def spec(plan: Plan = PLAN, **finetune) -> TrialSpec:
     return TrialSpec(study="s", plan=plan, seed=5, finetune=dataclasses.replace(FINETUNE, **finetune), measure=MEASURE)
 
@@ -182,3 +185,72 @@ def test_a_trial_on_cuda_in_bfloat16_is_timed_by_events_and_repeats_itself(task)
     assert [r.state for r in results] == [TrialState.COMPLETE] * 2, results[0].reason
     assert results[0].score == results[1].score
     assert results[0].measurement.identity["device_model"] == torch.cuda.get_device_name()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"reconstruction_steps": 3},
+        {"atcd": "project", "atcd_period": 2},
+        {"ema": 0.5, "steps": 20, "optimizer": "adamw", "learning_rate": 5e-3, "schedule": "cosine"},
+        {"steps": 0, "epochs": 0.1},
+        {"steps": 0, "seconds": 0.2},
+    ],
+    ids=lambda strategy: next(iter(strategy)),
+)
+def test_every_strategy_repairs_a_net_and_leaves_its_size(bench, strategy):
+    candidate = bench.compress(NARROW)
+    sizes = {name: value.shape for name, value in candidate.state_dict().items()}
+    found = train(candidate, spec(NARROW, **strategy), bench)
+    assert found.note is None
+    assert found.score.value > found.oneshot.value
+    assert {name: value.shape for name, value in found.model.state_dict().items()} == sizes
+
+
+def test_reconstruction_is_a_training_of_its_own(bench):
+    found = train(bench.compress(NARROW), spec(NARROW, steps=0, reconstruction_steps=20), bench)
+    assert found.score.value > found.oneshot.value
+
+
+def test_from_scratch_nothing_of_the_dense_model_is_left(bench):
+    result = run(spec(init="random"), bench)
+    assert result.state is TrialState.COMPLETE, result.reason
+    assert result.oneshot.value < 0.5
+    weights, dense = bench.outbox.weights(result.key), bench.dense.state_dict()
+    assert not torch.equal(weights["stem.weight"], dense["stem.weight"])
+    assert run(spec(init="random"), bench).score == result.score
+
+
+def test_the_dense_model_is_never_trained_from_scratch(bench):
+    assert run(spec(Plan(), init="random"), bench).score == run(spec(Plan()), bench).score
+
+
+def test_a_training_that_only_gets_worse_ends_early_and_says_so(task):
+    losses = iter(range(1000))
+    worsening = dataclasses.replace(task, loss=lambda outputs, _: outputs.square().mean() * 0 + next(losses))
+    bench = Workbench(worsening, CPU)
+    found = train(bench.compress(PLAN), spec(steps=250, distillation=0.0, batch_size=2), bench)
+    assert found.score == found.oneshot
+    assert "stayed worse" in found.note
+    assert next(losses) < 200
+
+
+def test_a_killed_fine_tuning_goes_on_after_reconstruction(bench, tmp_path, monkeypatch):
+    long = spec(steps=4, reconstruction_steps=2)
+    expected = train(bench.compress(PLAN), long, bench)
+    monkeypatch.setattr("ranksearch.finetune.loop.SAVE_SECONDS", 0.0)
+    good = bench.batches
+
+    def interrupted(config, seed):
+        yield from list(good(config, seed))[:2]
+        raise KeyboardInterrupt
+
+    bench.batches = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        train(bench.compress(PLAN), long, bench, checkpoint=tmp_path / "training")
+    bench.batches = good
+    monkeypatch.setattr("ranksearch.trial.reconstruct", None)  # is not called again
+    resumed = train(bench.compress(PLAN), long, bench, checkpoint=tmp_path / "training")
+    assert resumed.score == expected.score
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name

@@ -6,7 +6,7 @@ output      tables, JSON and CSV on stdout
 figures     numbers as people read them
 run, progress            `run`, and what it shows meanwhile
 queries, show            what a database holds
-doctor, export, database, submit
+doctor, profile, export, database, submit
 """
 
 from ranksearch.cli.entry import main

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ranksearch.cli import database, doctor, export, queries, run, show, submit
+from ranksearch.cli import database, doctor, export, profile, queries, run, show, submit
 from ranksearch.cli.signals import INTERRUPTED, Signalled, listening, signal_behind
 from ranksearch.errors import RanksearchError, UsageError
 
@@ -25,7 +25,16 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (run.run, doctor.doctor, queries.studies, queries.status, queries.trials, queries.pareto, show.show):
+for command in (
+    run.run,
+    doctor.doctor,
+    queries.studies,
+    queries.status,
+    queries.trials,
+    queries.pareto,
+    show.show,
+    profile.profile,
+):
     app.command()(command)
 app.command()(export.export)
 app.add_typer(submit.app, name="submit")

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 # panel of the help -> settings
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Model and data": ("model", "weights", "data", "metric", "normalize"),
+    "Model and data": ("model", "weights", "train", "data", "metric", "normalize"),
     "Search": ("space", "budget", "seed", "study", "storage", "max_failures"),
     "Where trials run": (
         *("device", "executor", "address", "gpus_per_trial"),
@@ -37,13 +37,25 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 ALL_SETTINGS = tuple(name for names in GROUPS.values() for name in names)
 
 TABLE_HELP: Mapping[tuple[str, str], str] = {
-    ("finetune", "steps"): "Training steps of a trial; 0 for none.",
+    ("finetune", "steps"): "Training steps of a trial at most; 0: as many as epochs and seconds allow, or none.",
+    ("finetune", "epochs"): "Passes over the training data at most; 0: as many as steps and seconds allow.",
+    ("finetune", "seconds"): "Seconds of training at most; 0: no limit. Accuracy then depends on the machine.",
     ("finetune", "batch_size"): "Examples in a training step.",
-    ("finetune", "learning_rate"): "At the start; it falls linearly to 0.",
-    ("finetune", "momentum"): "Of SGD.",
-    ("finetune", "weight_decay"): "Of SGD.",
+    ("finetune", "optimizer"): "sgd, adam or adamw.",
+    ("finetune", "learning_rate"): "At the start.",
+    ("finetune", "schedule"): "linear, cosine, step or constant.",
+    ("finetune", "decay_every"): "With schedule step: a tenth each time this part of the training is over.",
+    ("finetune", "momentum"): "Of SGD; Adam's beta 1.",
+    ("finetune", "weight_decay"): "Of the optimizer.",
     ("finetune", "temperature"): "Softens the dense model's outputs for distillation.",
     ("finetune", "distillation"): "Share of the distillation loss; the rest is the task's own.",
+    ("finetune", "init"): "decompose, or random: train from scratch.",
+    ("finetune", "reconstruction_steps"): "Steps of every replaced layer by itself, before all train together.",
+    ("finetune", "atcd"): "none, autograd (the same), or project: train composed weights, decompose them again.",
+    ("finetune", "atcd_period"): "Steps between two projections of atcd.",
+    ("finetune", "correlation_weight"): "Of linearconv's correlation regulariser; 0.01 in its source.",
+    ("finetune", "correlation_period"): "Steps between two that the regulariser acts on.",
+    ("finetune", "ema"): "Decay of the weights' moving average, evaluated instead of them; 0: none.",
     ("finetune", "calibration_examples"): "Examples that BatchNorm statistics are re-estimated from.",
     ("finetune", "precision"): "auto, float32 or bfloat16.",
     ("finetune", "layout"): "auto, contiguous or channels_last.",

@@ -44,12 +44,17 @@ class RebuiltLayer(nn.Module, abc.ABC):
     def _weight(self, layout: torch.memory_format) -> Tensor:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._kept = None
-            return self.dense_weight()
+            return self._computed()
         numbers = (*self.parameters(), *self.buffers())
         state = layout, *((n.data_ptr(), 0 if n.is_inference() else n._version, n.dtype) for n in numbers)
         if self._kept is None or self._kept[0] != state:
-            self._kept = (state, _laid_out(self.dense_weight(), layout))  # else every call would copy it
+            self._kept = (state, _laid_out(self._computed(), layout))  # else every call would copy it
         return self._kept[1]
+
+    def _computed(self) -> Tensor:
+        """In the parameters' own precision: autocast does not know all that it takes, and few numbers cost little."""
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return self.dense_weight()
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles compute it again
         return {**self.__dict__, "_kept": None}

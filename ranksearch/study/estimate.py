@@ -54,8 +54,10 @@ def estimate(task: Task, finetune: FinetuneConfig, measure: MeasureConfig, devic
 
 def _timed_with(threads: int, bench: Workbench, config: FinetuneConfig, measure: MeasureConfig) -> Estimate:
     torch.set_num_threads(threads)
+    steps = config.num_steps(len(bench.task.train))
+    train = math.inf if steps is None else steps * step_seconds(bench, config, config.batch_size, num_steps=2)
     return Estimate(
-        train=config.steps * step_seconds(bench, config, config.batch_size, num_steps=2),
+        train=min(train, config.seconds or math.inf),
         evaluate=_num_batches(bench.task, config, EVALUATION_BATCH[bench.device.type]) * _forward_seconds(bench),
         measure=measure.max_seconds,
     )
@@ -64,7 +66,7 @@ def _timed_with(threads: int, bench: Workbench, config: FinetuneConfig, measure:
 def _num_batches(task: Task, config: FinetuneConfig, batch_size: int) -> int:
     """Full batches without gradients: validation and re-estimation, before fine-tuning and after it."""
     examples = len(task.validation) + min(config.calibration_examples, len(task.calibration))
-    return (2 if config.steps else 1) * math.ceil(examples / batch_size)
+    return (2 if config.num_steps(len(task.train)) != 0 else 1) * math.ceil(examples / batch_size)
 
 
 def _forward_seconds(bench: Workbench) -> float:

@@ -7,23 +7,19 @@ can win latency at batch 8 on a CPU, as in networks people compress. Trained by 
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from platformdirs import user_cache_path
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
 from ranksearch.records import key_of
-from ranksearch.tasks.data import Data
 from ranksearch.tasks.sources.digits import VIEW, load_digits
+from ranksearch.tasks.trained import TrainRecipe, cached, fit
 
 __all__ = ["ExampleNet", "example_model", "train_example"]
 
@@ -31,20 +27,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class Recipe(TrainRecipe):
     """How the example is trained. A change of any field, or of `version`, trains it anew."""
 
     version: int = 1
     channels: int = 112
-    epochs: int = 20
-    batch_size: int = 32
-    learning_rate: float = 0.1  # at its highest
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     seed: int = 0
 
 
-RECIPE = Recipe()
+RECIPE = Recipe(epochs=20, batch_size=32, learning_rate=0.1)
 
 
 class ResidualBlock(nn.Module):
@@ -88,32 +79,8 @@ def example_model(cache_dir: Path | None = None) -> ExampleNet:
 
     Of several processes at once one trains and the others wait. A cache that cannot be written is done without.
     """
-    folder = cache_dir or user_cache_path("ranksearch")
-    file = folder / f"example-{key_of({**asdict(RECIPE), 'view': asdict(VIEW)})}.safetensors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            return _cached(file) or _train_into(file)
-    except OSError as error:
-        log.warning("the example model cannot be cached in %s (%s): training it", folder, error)
-        return train_example()
-
-
-def _cached(file: Path) -> ExampleNet | None:
-    model = ExampleNet()
-    try:
-        model.load_state_dict(load_file(file))
-    except (FileNotFoundError, SafetensorError, RuntimeError):  # none yet, or one that was damaged
-        return None
-    return model.eval()
-
-
-def _train_into(file: Path) -> ExampleNet:
-    model = train_example()
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, unfinished)
-    unfinished.replace(file)
-    return model
+    file = f"example-{key_of({**asdict(RECIPE), 'view': asdict(VIEW)})}.safetensors"
+    return cached((cache_dir or user_cache_path("ranksearch")) / file, ExampleNet, train_example)
 
 
 def train_example(recipe: Recipe = RECIPE) -> ExampleNet:
@@ -121,9 +88,9 @@ def train_example(recipe: Recipe = RECIPE) -> ExampleNet:
     log.info("training the example model on digits (once; it is cached)")
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(recipe.seed)
-        model = ExampleNet(recipe.channels).to(memory_format=torch.channels_last)
-        _fit(model, load_digits("dataset"), recipe)
-    return model.to(memory_format=torch.contiguous_format).eval()
+        model, data = ExampleNet(recipe.channels), load_digits("dataset")
+        fit(model, data.train, recipe, loss=functional.cross_entropy, augment=data.augment, seed=recipe.seed)
+    return model.eval()
 
 
 @contextmanager
@@ -136,27 +103,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _fit(model: nn.Module, data: Data, recipe: Recipe) -> None:
-    assert data.augment is not None
-    generator = torch.Generator().manual_seed(recipe.seed)
-    steps = recipe.epochs * (len(data.train) // recipe.batch_size)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
-    model.train()
-    for _ in range(recipe.epochs):
-        order = torch.randperm(len(data.train), generator=generator)
-        for indices in order.split(recipe.batch_size)[: len(order) // recipe.batch_size]:
-            images, labels = data.train.batch(indices)
-            images = data.augment(images, generator).contiguous(memory_format=torch.channels_last)
-            optimizer.zero_grad()
-            functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            schedule.step()

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ranksearch.errors import DataError, ModelError
+from ranksearch.errors import ConfigError, DataError, ModelError
 from ranksearch.tasks.classification import classification_task
 from ranksearch.tasks.data import Data
 from ranksearch.tasks.example import ExampleNet, example_model
@@ -16,6 +17,7 @@ from ranksearch.tasks.models import load_weights, model_of_factory, torchvision_
 from ranksearch.tasks.resolve import resolve
 from ranksearch.tasks.sources import load_data
 from ranksearch.tasks.task import Task
+from ranksearch.tasks.trained import TrainRecipe, trained
 
 __all__ = ["build_task", "resolve", "task_from"]
 
@@ -31,17 +33,32 @@ def build_task(
     metric: str | None = None,
     normalize: str = "dataset",
     seed: int = 0,
+    train: str | None = None,
     cache_dir: Path | None = None,
 ) -> Task:
     """The task that texts name; no model means the built-in example.
 
     model: `example`, `torchvision:NAME`, `module:function`, `file.py:function` (a model, or a whole Task).
     weights: a safetensors file or a saved state dict. metric: `module:function`.
-    data, normalize, seed: see `load_data`. cache_dir: where the trained example is kept.
+    data, normalize, seed: see `load_data`; `seed` also decides random weights.
+    train: for how long, or how, to train the model first: see `TrainRecipe.parse`.
+    cache_dir: where models that were trained here, the example among them, are kept.
     Raises ModelError, DataError or ConfigError.
     """
     if model is None or model == EXAMPLE_MODEL:
+        if train is not None:
+            raise ConfigError(f"train is {train!r}; the example comes trained: leave it out, or name a model")
         return _example(weights, data, metric, normalize, cache_dir)
+    if train is not None and weights is not None:
+        raise ConfigError(f"train is {train!r} and weights are {weights!r}; give one of them")
+    recipe = None if train is None else TrainRecipe.parse(train)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        task = _task(model, weights, data, metric, normalize, seed)
+    return task if recipe is None else trained(task, recipe, seed=seed, cache_dir=cache_dir)
+
+
+def _task(model: str, weights: str | None, data: str | None, metric: str | None, normalize: str, seed: int) -> Task:
     if data is None:
         return _whole_task(model, weights, metric)
     score, metric_name = find_metric(metric)
@@ -115,11 +132,18 @@ def _with_metric(task: Task, metric: str | Metric | None) -> Task:
 def _model(text: str, data: Data, *, has_weights: bool) -> nn.Module | Task:
     kind, _, name = text.partition(":")
     if kind != TORCHVISION:
-        return model_of_factory(text, num_classes=data.num_classes)
+        return model_of_factory(text, num_classes=data.num_classes, in_channels=_channels(data))
+    channels = _channels(data)
+    if channels is None:
+        shape = data.input_shape or "no single tensor"
+        raise ModelError(f"{text} takes images (C, H, W); the data's examples are {shape}")
+    return torchvision_model(name, num_classes=data.num_classes, in_channels=channels, pretrained=not has_weights)
+
+
+def _channels(data: Data) -> int | None:
+    """Of images (C, H, W)."""
     shape = data.input_shape
-    if shape is None or len(shape) != 3:
-        raise ModelError(f"{text} takes images (C, H, W); the data's examples are {shape or 'no single tensor'}")
-    return torchvision_model(name, num_classes=data.num_classes, in_channels=shape[0], pretrained=not has_weights)
+    return shape[0] if shape is not None and len(shape) == 3 else None
 
 
 def _name(text: str) -> str:

@@ -26,8 +26,9 @@ PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 AUXILIARY = ("googlenet", "inception_v3")  # have further outputs while training unless told not to
 
 
-def model_of_factory(text: str, *, num_classes: int | None) -> nn.Module | Task:
-    """The model (or whole Task) that `module:function` builds, called with nothing or with `num_classes`.
+def model_of_factory(text: str, *, num_classes: int | None, in_channels: int | None = None) -> nn.Module | Task:
+    """The model (or whole Task) that `module:function` builds, called with those of `num_classes` and `in_channels`
+    that it takes and the data tell.
 
     Raises ModelError when it is not found, fails, wants other arguments or gives something else.
     """
@@ -35,22 +36,23 @@ def model_of_factory(text: str, *, num_classes: int | None) -> nn.Module | Task:
         allowed = "example, torchvision:NAME, module:function or file.py:function"
         raise ModelError(f"model is {text!r}{nearest(text, ['example'])}; it must be {allowed}")
     factory = resolve(text, error=ModelError)
-    model = call(text, factory, _arguments(text, factory, num_classes), error=ModelError)
+    told = {"num_classes": num_classes, "in_channels": in_channels}
+    model = call(text, factory, _arguments(text, factory, told), error=ModelError)
     if not isinstance(model, nn.Module | Task):
         raise ModelError(f"{text} gave a {type(model).__name__}; it must return a torch.nn.Module or a ranksearch.Task")
     return model
 
 
-def _arguments(text: str, factory: Callable[..., Any], num_classes: int | None) -> dict[str, int]:
+def _arguments(text: str, factory: Callable[..., Any], told: Mapping[str, int | None]) -> dict[str, int]:
     if isinstance(factory, nn.Module):
         return {}
     parameters = inspect.signature(factory).parameters
-    given = {"num_classes": num_classes} if "num_classes" in parameters and num_classes is not None else {}
+    given = {name: number for name, number in told.items() if name in parameters and number is not None}
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in variable]
     if lacking := [name for name in required if name not in given]:
         raise ModelError(
-            f"{text} needs the argument {lacking[0]!r}; it is called with nothing, or with num_classes if data tell it"
+            f"{text} needs the argument {lacking[0]!r}; it gets num_classes and in_channels where the data tell them"
         )
     return given
 

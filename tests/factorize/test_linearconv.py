@@ -17,6 +17,7 @@ from ranksearch.factorize import METHODS, LayerShape
 from ranksearch.factorize.linearconv_layer import LinearConvLayer, SparseCoefficients, packed
 from ranksearch.layers import list_layers
 from ranksearch.memory import tensor_bytes
+from ranksearch.nets import allconv, resnet18, vgg11
 from ranksearch.records import LayerChoice
 from tests.factorize.cases import LAYERS, decomposed, example_for, factorized, make_layer, pairs
 
@@ -200,33 +201,11 @@ def test_the_weight_is_the_primary_filters_and_their_combinations_in_order(name,
 # -- published parameter counts: half the filters of every convolution are primary, shortcuts and the first one included
 
 
-def convolution(inputs: int, outputs: int, kernel: int = 3, *, bias: bool = True) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, bias=bias), nn.BatchNorm2d(outputs))
-
-
-def vgg11() -> nn.Module:
-    channels = [3, 64, 128, 256, 256, 512, 512, 512, 512]
-    return nn.Sequential(*itertools.starmap(convolution, itertools.pairwise(channels)), nn.Linear(512, 10))
-
-
-def all_conv() -> nn.Module:
-    layers = [(3, 96), (96, 96), (96, 96), (96, 192), (192, 192), (192, 192), (192, 192), (192, 192, 1), (192, 10, 1)]
-    return nn.Sequential(*(nn.Conv2d(inputs, outputs, *(kernel or [3])) for inputs, outputs, *kernel in layers))
-
-
-def resnet18() -> nn.Module:
-    layers = [convolution(3, 64, bias=False)]
-    for inputs, outputs in [(64, 64), (64, 128), (128, 256), (256, 512)]:
-        layers += [convolution(i, outputs, bias=False) for i in (inputs, *[outputs] * 3)]
-        layers += [convolution(inputs, outputs, 1, bias=False)] if inputs < outputs else []
-    return nn.Sequential(*layers, nn.Linear(512, 10))
-
-
 @pytest.mark.parametrize(
     ("net", "dense", "full", "low_rank"),
     [
         (vgg11, 9_231_114, 4_922_282, 4_649_770),
-        (all_conv, 1_369_738, 738_515, None),  # published: 1.37 M, 0.74 M
+        (allconv, 1_369_738, 738_515, None),  # published: 1.37 M, 0.74 M
         (resnet18, 11_173_962, 6_029_546, 5_642_346),  # published: 11.17 M, 6.03 M, 5.64 M
     ],
 )

@@ -1,0 +1,77 @@
+"""Training batches: the same for every trial of a study, each with what the dense model says of it.
+
+So trials differ by their plans and not by their luck, and the dense model's outputs are computed once.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ranksearch.inputs import Inputs, forward, to_device
+from ranksearch.records import FinetuneConfig
+from ranksearch.tasks import Task
+
+__all__ = ["Batch", "autocast", "fixed_batches", "in_float32", "memory_format"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    inputs: Inputs
+    targets: Any
+    teach: Callable[[Inputs], Any] | None = None
+
+    @cached_property
+    def teacher(self) -> Any:
+        """The dense model's outputs, or None; computed when first asked for, so that a batch is skipped cheaply."""
+        return None if self.teach is None else self.teach(self.inputs)
+
+
+def memory_format(layout: str) -> torch.memory_format:
+    return torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def in_float32(outputs: Any) -> Any:
+    """Outputs of an autocast forward, ready for a loss: half-precision tensors become float32."""
+    return tree_map_only(Tensor, lambda t: t.float() if t.is_floating_point() else t, outputs)
+
+
+def fixed_batches(
+    task: Task, teacher: nn.Module | None, config: FinetuneConfig, seed: int, device: torch.device
+) -> Iterator[Batch]:
+    """As many augmented training batches as the config has steps, without end where only seconds bound it: the same
+    for the same seed."""
+
+    def teach(inputs: Inputs) -> Any:
+        assert teacher is not None
+        with torch.no_grad(), autocast(config.precision, device):
+            return in_float32(forward(teacher, inputs))
+
+    generator = torch.Generator().manual_seed(seed)
+    for indices in _sample(len(task.train), config, generator):
+        inputs, targets = task.train.batch(indices)
+        if task.augment is not None:
+            inputs = task.augment(inputs, generator)
+        inputs, targets = to_device(inputs, device, layout=config.layout), to_device(targets, device)
+        yield Batch(inputs, targets, teach if teacher is not None else None)
+
+
+def _sample(num_examples: int, config: FinetuneConfig, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of each step's batch: epochs of a fresh permutation, as many as the steps need."""
+    size = min(config.batch_size, num_examples)
+    per_epoch = num_examples // size
+    order = torch.empty(0)
+    for step in itertools.islice(itertools.count(), config.num_steps(num_examples)):
+        if step % per_epoch == 0:
+            order = torch.randperm(num_examples, generator=generator)
+        yield order[(step % per_epoch) * size :][:size]
