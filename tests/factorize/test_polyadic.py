@@ -54,9 +54,9 @@ def test_the_error_falls_with_every_term(sizes):
     assert all(more < fewer or more < 1e-12 for fewer, more in itertools.pairwise(errors))
 
 
-def test_rungs_are_an_eighth_of_a_power_of_two_apart():
+def test_rungs_are_a_quarter_of_a_power_of_two_apart():
     rungs = list(engine._rungs(130, 99))
-    assert rungs == [*range(1, 16), *range(16, 32, 2), *range(32, 64, 4), *range(64, 128, 8), 128, 144]
+    assert rungs == [*range(1, 16), *range(16, 32, 4), *range(32, 64, 8), *range(64, 128, 16), 128, 160]
     assert list(engine._rungs(40, 2))[-6:] == [30, 32, 34, 36, 38, 40]
 
 
