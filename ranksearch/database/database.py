@@ -1,10 +1,15 @@
 """The whole of a database: opening it, its schema, and what `Writer`, `Queries` and `Frames` do with it."""
 
 import os
+import random
+import time
 from pathlib import Path
 from typing import Self
 
-from ranksearch.database import migrate
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError
+
+from ranksearch.database import migrate, store
 from ranksearch.database.check import problems
 from ranksearch.database.frames import Frames
 from ranksearch.database.queries import Queries
@@ -34,6 +39,18 @@ class Database(Writer, Queries, Frames):
         path = sqlite_file(parsed)
         if path:
             _check_file(path, create)
+        for seconds in store.RETRY_SECONDS:
+            try:
+                return cls._opened(parsed, create, accept_older)
+            except StorageError as error:
+                if not isinstance(error.__cause__, OperationalError):
+                    raise
+                # Whoever switches a new SQLite file to write-ahead logging makes others fail who open it meanwhile.
+                time.sleep(seconds * random.uniform(0.5, 1.5))
+        return cls._opened(parsed, create, accept_older)
+
+    @classmethod
+    def _opened(cls, parsed: URL, create: bool, accept_older: bool) -> Self:
         database = cls(parsed, create=create)
         try:
             database._settle(create, accept_older)

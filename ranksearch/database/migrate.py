@@ -1,6 +1,7 @@
 """The schema's version, and bringing a database up to it."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ __all__ = ["upgrade", "version_of"]
 
 _LOCK_SECONDS = 60
 _LOCK_NAME = "ranksearch migration"
+_ALEMBIC = threading.Lock()  # its context is a global of the process
 
 
 def version_of(connection: Connection) -> str | None:
@@ -47,7 +49,8 @@ def _run_migrations(connection: Connection) -> None:
     folder = str(data_folder("storage") / "migrations")
     config.set_main_option("script_location", folder.replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, SCHEMA_VERSION)
+    with _ALEMBIC:
+        command.upgrade(config, SCHEMA_VERSION)
 
 
 @contextmanager

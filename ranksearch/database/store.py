@@ -14,9 +14,9 @@ from ranksearch.database.engine import configure, engine_arguments, make_engine
 from ranksearch.database.failures import storage_errors
 from ranksearch.database.url import safe_url
 
-__all__ = ["Store"]
+__all__ = ["RETRY_SECONDS", "Store"]
 
-_RETRY_SECONDS = (0.05, 0.2, 0.8)
+RETRY_SECONDS = (0.05, 0.2, 0.8)
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Store:
         """Runs `work` in one transaction. It must bear to be run again: a lock, a deadlock or a lost connection is
         tried anew a few times before it becomes a StorageError."""
         with storage_errors(self.location):
-            for seconds in _RETRY_SECONDS:
+            for seconds in RETRY_SECONDS:
                 try:
                     return self._write_once(work)
                 except (OperationalError, InterfaceError):

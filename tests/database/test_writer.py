@@ -192,7 +192,7 @@ def test_find_measurement_is_the_newest_of_an_equal_plan(database, study):
 
 def break_statements(database, monkeypatch, failures):
     """The first `failures` transactions fail at their last statement, as when the server hangs up."""
-    monkeypatch.setattr(store, "_RETRY_SECONDS", (0.001, 0.001, 0.001))
+    monkeypatch.setattr(store, "RETRY_SECONDS", (0.001, 0.001, 0.001))
     left = [failures]
 
     def before_commit(_connection):
