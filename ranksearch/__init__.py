@@ -17,6 +17,7 @@ from ranksearch.compress import compress
 from ranksearch.errors import (
     ConfigError,
     DataError,
+    DivergedError,
     FingerprintError,
     InfeasibleError,
     MeasurementError,
@@ -54,6 +55,7 @@ __all__ = [
     "ClusterConfig",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "FinetuneConfig",
     "FingerprintError",
     "InfeasibleError",

@@ -1,8 +1,8 @@
 """What a few hundred examples tell: BatchNorm statistics after layers were replaced, metrics of layers before."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from ranksearch.factorize import METHODS, LayerShape, Method
 from ranksearch.factorize.chain import Chain
 from ranksearch.factorize.metric import Metric, Window, window_of
 from ranksearch.inputs import Inputs, forward
-from ranksearch.layers import FoundLayer
+from ranksearch.layers import FoundLayer, evaluating
 from ranksearch.tasks import Task
 from ranksearch.tasks.classification import cross_entropy
 
@@ -102,7 +102,8 @@ def gather_metrics(
         if layer.shape is not None and layer.skipped is None and (windows := _windows(layer.shape, methods))
     }
     twin = unpacked(model, seen)
-    with _differentiable(twin) as anchor, ExitStack() as hooks:
+    with evaluating(twin), torch.enable_grad(), ExitStack() as hooks:
+        anchor = torch.zeros((), requires_grad=True)  # added wherever a gradient is to be seen
         for name, moments in seen.items():
             hook = twin.get_submodule(name).register_forward_hook(moments.observer(anchor), with_kwargs=True)
             hooks.callback(hook.remove)
@@ -114,25 +115,6 @@ def gather_metrics(
 def _windows(shape: LayerShape, methods: Iterable[Method]) -> set[Window]:
     takers = [method for method in methods if method.takes_metric and method.refuses(shape) is None]
     return {window_of(cast("Chain", method), shape) for method in takers}
-
-
-@contextmanager
-def _differentiable(model: nn.Module) -> Iterator[Tensor]:
-    """Eval mode, attention by modules that hooks see, and a zero to be added wherever a gradient is to be seen.
-
-    It alone is differentiated for: no parameter has to need a gradient, and none gets one.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    fused_attention = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.enable_grad():
-            yield torch.zeros((), requires_grad=True)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused_attention)
-        for module, training in modes:
-            module.training = training
 
 
 def _run_both_ways(model: nn.Module, inputs: Inputs, targets: Any, loss: Loss, anchor: Tensor) -> None:

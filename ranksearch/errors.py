@@ -14,6 +14,7 @@
     ├── PreemptedError             75   told to leave by the scheduler; run the same command again
     └── TrialError                      ends one trial alone, never the run
         ├── NonFiniteError              a loss, an output or an objective is NaN or infinite
+        ├── DivergedError               a loss stayed worse than at the start for long
         ├── TrialTimeoutError           the trial ran past its time limit
         └── MeasurementError            a latency could not be measured
 
@@ -25,6 +26,7 @@ from typing import ClassVar
 __all__ = [
     "ConfigError",
     "DataError",
+    "DivergedError",
     "FingerprintError",
     "InfeasibleError",
     "MeasurementError",
@@ -95,6 +97,10 @@ class TrialError(RanksearchError):
 
 
 class NonFiniteError(TrialError):
+    pass
+
+
+class DivergedError(TrialError):
     pass
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from ranksearch.errors import NonFiniteError
-from ranksearch.inputs import forward, num_examples, take, tensors, to_device
+from ranksearch.inputs import forward, in_float32, num_examples, take, tensors, to_device
 from ranksearch.records import Score
 from ranksearch.tasks.metrics import Metric
 from ranksearch.tasks.split import Split
@@ -74,12 +74,7 @@ class _Batches:
     def _run(self, inputs: Any) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             outputs = forward(self.model, inputs)
-        return tree_map(_single, to_device(outputs, "cpu"))
-
-
-def _single(leaf: Any) -> Any:
-    is_half = isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.bfloat16, torch.float16)
-    return leaf.float() if is_half else leaf
+        return in_float32(to_device(outputs, "cpu"))
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-__all__ = ["Inputs", "forward", "num_examples", "select", "take", "tensors", "to_device"]
+__all__ = ["Inputs", "forward", "in_float32", "num_examples", "select", "take", "tensors", "to_device"]
 
 
 Inputs = torch.Tensor | tuple[Any, ...] | dict[str, Any] | list[Any]
@@ -43,6 +43,12 @@ def to_device(
         return leaf.to(device, dtype=cast, memory_format=order, non_blocking=asynchronous)
 
     return tree_map(move, inputs)
+
+
+def in_float32(outputs: Any) -> Any:
+    """What a model returned, ready for a loss: half-precision tensors, as autocast makes them, become float32."""
+    half = (torch.bfloat16, torch.float16)
+    return tree_map_only(torch.Tensor, lambda leaf: leaf.float() if leaf.dtype in half else leaf, outputs)
 
 
 def take(tree: Any, indices: torch.Tensor) -> Any:

@@ -18,7 +18,7 @@ from ranksearch.factorize import KINDS, LayerShape, StandardLayer
 from ranksearch.inputs import forward
 from ranksearch.records import Record
 
-__all__ = ["FoundLayer", "find_layers", "list_layers", "total_macs"]
+__all__ = ["FoundLayer", "evaluating", "find_layers", "list_layers", "total_macs"]
 
 # Classes with weights that no method takes: listed, so that nobody has to wonder where they are.
 _UNSUPPORTED = (
@@ -196,7 +196,7 @@ def _never_called(layer: FoundLayer) -> FoundLayer:
 
 
 def _run(model: nn.Module, example_input: Any) -> None:
-    with _evaluating(model):
+    with evaluating(model):
         try:
             forward(model, example_input)
         except Exception as error:
@@ -204,7 +204,7 @@ def _run(model: nn.Module, example_input: Any) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, and attention computed by modules and operators that hooks and counters see.
 
     Nor do parameters ask for a gradient: a view of one that does would trip the counter, where it enters a module.

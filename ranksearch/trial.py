@@ -24,10 +24,10 @@ from torch import nn
 from ranksearch import latency, memory
 from ranksearch.calibrate import reestimate_batchnorm
 from ranksearch.compress import compress, plan_cost
-from ranksearch.errors import NonFiniteError
+from ranksearch.errors import DivergedError, NonFiniteError
 from ranksearch.evaluate import evaluate
 from ranksearch.factorize.rebuilt import ContractibleLayer
-from ranksearch.finetune import DivergedError, finetune, from_scratch, memory_format, reconstruct
+from ranksearch.finetune import finetune, from_scratch, memory_format, reconstruct
 from ranksearch.forwards import choose_forwards
 from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench

@@ -1,8 +1,6 @@
 """The whole of a database: opening it, its schema, and what `Writer`, `Queries` and `Frames` do with it."""
 
 import os
-import random
-import time
 from pathlib import Path
 from typing import Self
 
@@ -39,15 +37,11 @@ class Database(Writer, Queries, Frames):
         path = sqlite_file(parsed)
         if path:
             _check_file(path, create)
-        for seconds in store.RETRY_SECONDS:
-            try:
-                return cls._opened(parsed, create, accept_older)
-            except StorageError as error:
-                if not isinstance(error.__cause__, OperationalError):
-                    raise
-                # Whoever switches a new SQLite file to write-ahead logging makes others fail who open it meanwhile.
-                time.sleep(seconds * random.uniform(0.5, 1.5))
-        return cls._opened(parsed, create, accept_older)
+        # Whoever switches a new SQLite file to write-ahead logging makes others fail who open it meanwhile.
+        return store.patiently(
+            lambda: cls._opened(parsed, create, accept_older),
+            lambda error: isinstance(error, StorageError) and isinstance(error.__cause__, OperationalError),
+        )
 
     @classmethod
     def _opened(cls, parsed: URL, create: bool, accept_older: bool) -> Self:

@@ -14,9 +14,10 @@ from ranksearch.database.engine import configure, engine_arguments, make_engine
 from ranksearch.database.failures import storage_errors
 from ranksearch.database.url import safe_url
 
-__all__ = ["RETRY_SECONDS", "Store"]
+__all__ = ["RETRY_SECONDS", "Store", "patiently"]
 
 RETRY_SECONDS = (0.05, 0.2, 0.8)
+PASSING = (OperationalError, InterfaceError)  # a lock, a deadlock, a lost connection
 
 T = TypeVar("T")
 
@@ -61,13 +62,20 @@ class Store:
         """Runs `work` in one transaction. It must bear to be run again: a lock, a deadlock or a lost connection is
         tried anew a few times before it becomes a StorageError."""
         with storage_errors(self.location):
-            for seconds in RETRY_SECONDS:
-                try:
-                    return self._write_once(work)
-                except (OperationalError, InterfaceError):
-                    time.sleep(seconds * random.uniform(0.5, 1.5))
-            return self._write_once(work)
+            return patiently(lambda: self._write_once(work), lambda error: isinstance(error, PASSING))
 
     def _write_once(self, work: Callable[[Connection], T]) -> T:
         with self._writer.begin() as connection:
             return work(connection)
+
+
+def patiently(work: Callable[[], T], is_passing: Callable[[Exception], bool]) -> T:
+    """What `work` returns, tried anew a few times, and later each time, after errors that pass."""
+    for seconds in RETRY_SECONDS:
+        try:
+            return work()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+        time.sleep(seconds * random.uniform(0.5, 1.5))
+    return work()

@@ -9,6 +9,7 @@ deep convolutional networks for classification and detection), here for the weig
 Cost: G·R·(I·kh·kw + O) parameters (+ N); as many MACs per output position. At most R = min(O, I·kh·kw).
 """
 
+from ranksearch.factorize.refusal import no_convolution, nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.svd import SVD
 
@@ -19,6 +20,4 @@ class ChannelSVD(SVD):
     name = "channel_svd"
 
     def refuses(self, shape: LayerShape) -> str | None:
-        if not shape.is_convolution:
-            return "it is no convolution; use svd"
-        return "it is depthwise: a group has no channels to mix; use spatial_svd" if shape.is_depthwise else None
+        return no_convolution(shape) or nothing_to_mix(shape)

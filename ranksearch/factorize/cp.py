@@ -23,6 +23,7 @@ from torch import Tensor
 from ranksearch.factorize.chain import Chain
 from ranksearch.factorize.method import Factors
 from ranksearch.factorize.polyadic import largest_rank, polyadic
+from ranksearch.factorize.refusal import no_convolution, no_kernel, nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.truncation import per_group, working_precision
 
@@ -36,11 +37,7 @@ class CP(Chain):
     is_sliced = False
 
     def refuses(self, shape: LayerShape) -> str | None:
-        if not shape.is_convolution:
-            return "it is no convolution; use svd"
-        if shape.taps == 1:
-            return "its kernel is 1×1; use svd"
-        return "it is depthwise: a group has no channels to mix; use spatial_svd" if shape.is_depthwise else None
+        return no_convolution(shape) or no_kernel(shape) or nothing_to_mix(shape)
 
     def max_ranks(self, shape: LayerShape) -> tuple[int, ...]:
         return (largest_rank((*shape.group_channels, *shape.kernel_size)),)

@@ -37,6 +37,7 @@ from ranksearch.factorize.linearconv_layer import (
 )
 from ranksearch.factorize.method import Factors, Method
 from ranksearch.factorize.redundancy import FilterBank, Redundancy
+from ranksearch.factorize.refusal import nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.truncation import per_group, working_precision
 from ranksearch.records import Cost
@@ -53,7 +54,7 @@ class LinearConv(Method):
     is_sliced = False
 
     def refuses(self, shape: LayerShape) -> str | None:
-        return "it is depthwise: a group has no filters to combine; use spatial_svd" if shape.is_depthwise else None
+        return nothing_to_mix(shape)
 
     def max_ranks(self, shape: LayerShape) -> tuple[int, ...]:
         return (shape.group_channels[0],)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ranksearch.factorize.chain import Chain
 from ranksearch.factorize.method import Factors
+from ranksearch.factorize.refusal import no_convolution, no_kernel, nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.truncation import balanced_svd, per_group, relative_tail, working_precision
 
@@ -28,11 +29,7 @@ class Separable(Chain):
     rank_names = ("terms",)
 
     def refuses(self, shape: LayerShape) -> str | None:
-        if not shape.is_convolution:
-            return "it is no convolution; use svd"
-        if shape.taps == 1:
-            return "its kernel is 1×1; use svd"
-        return "it is depthwise already; use spatial_svd" if shape.is_depthwise else None
+        return no_convolution(shape) or no_kernel(shape) or nothing_to_mix(shape)
 
     def max_ranks(self, shape: LayerShape) -> tuple[int, ...]:
         return (min(shape.group_channels[0], shape.taps),)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ranksearch.factorize.chain import Chain
 from ranksearch.factorize.method import Factors
+from ranksearch.factorize.refusal import no_convolution, nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.truncation import balanced_svd, per_group, relative_tail, working_precision
 
@@ -29,9 +30,9 @@ class SpatialSVD(Chain):
     takes_metric = True
 
     def refuses(self, shape: LayerShape) -> str | None:
-        if not shape.is_convolution:
-            return "it is no convolution; use svd"
-        return "its kernel has one dimension only; use channel_svd" if len(shape.kernel_size) == 1 else None
+        if not shape.is_convolution or len(shape.kernel_size) == 2:
+            return no_convolution(shape)
+        return nothing_to_mix(shape) or "its kernel has one dimension only; use channel_svd"
 
     def max_ranks(self, shape: LayerShape) -> tuple[int, ...]:
         (outputs, inputs), (height, width) = shape.group_channels, shape.kernel_size

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ranksearch.factorize.chain import Chain
 from ranksearch.factorize.method import Factors
+from ranksearch.factorize.refusal import nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.truncation import balanced_svd, per_group, relative_tail, working_precision
 
@@ -29,7 +30,7 @@ class SVD(Chain):
 
     def refuses(self, shape: LayerShape) -> str | None:
         if shape.taps > 1:
-            return "its kernel is larger than 1×1; use spatial_svd, channel_svd or tucker2"
+            return nothing_to_mix(shape) or "its kernel is larger than 1×1; use spatial_svd, channel_svd or tucker2"
         return None
 
     def max_ranks(self, shape: LayerShape) -> tuple[int, ...]:

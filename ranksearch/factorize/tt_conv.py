@@ -12,6 +12,7 @@ Cost of tt_conv_naive: kh·r0 + r0·kw·r1 + r1·C·r2 + r2·N parameters (+ N);
 between the spatial cores and C·r0·kw·r1 + r1·C·r2 + r2·N per output position.
 """
 
+from ranksearch.factorize.refusal import no_convolution, nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.tensor_train import Modes, TensorTrain, balanced_factors
 
@@ -54,8 +55,6 @@ def _split(channels: int) -> tuple[int, ...]:
 
 
 def _not_one_convolution(shape: LayerShape) -> str | None:
-    if not shape.is_convolution:
-        return "it is no convolution; use tt_linear or svd"
-    if shape.is_depthwise:
-        return "it is depthwise: a group has no channels to mix; use spatial_svd"
+    if reason := no_convolution(shape, "tt_linear or svd") or nothing_to_mix(shape):
+        return reason
     return "it has groups; use tucker2" if shape.groups > 1 else None

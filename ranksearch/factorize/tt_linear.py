@@ -8,6 +8,7 @@ Vetrov 2015 (arXiv 1509.06569), section 4.
 Cost: Σ r(k-1)·nk·mk·r(k) parameters (+ N); contracted, Σ m1⋯m(k-1)·n(k+1)⋯n4·(r(k-1)·nk·mk·r(k)) MACs per position.
 """
 
+from ranksearch.factorize.refusal import nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.tensor_train import Modes, TensorTrain, balanced_factors
 
@@ -20,7 +21,7 @@ class TTLinear(TensorTrain):
 
     def refuses(self, shape: LayerShape) -> str | None:
         if shape.is_convolution:
-            return "it is a convolution; use tt_conv, tucker2 or spatial_svd"
+            return nothing_to_mix(shape) or "it is a convolution; use tt_conv, tucker2 or spatial_svd"
         for side, features in (("input", shape.in_channels), ("output", shape.out_channels)):
             if not balanced_factors(features, 4):
                 return f"its {features} {side} features are no product of four numbers above 1; use svd"

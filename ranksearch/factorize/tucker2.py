@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ranksearch.factorize.chain import Chain
 from ranksearch.factorize.method import Factors
+from ranksearch.factorize.refusal import no_convolution, nothing_to_mix
 from ranksearch.factorize.shape import LayerShape
 from ranksearch.factorize.truncation import left_singular_vectors, per_group, working_precision
 
@@ -32,9 +33,7 @@ class Tucker2(Chain):
     takes_metric = True
 
     def refuses(self, shape: LayerShape) -> str | None:
-        if not shape.is_convolution:
-            return "it is no convolution; use svd"
-        return "it is depthwise: a group has no channels to mix; use spatial_svd" if shape.is_depthwise else None
+        return no_convolution(shape) or nothing_to_mix(shape)
 
     def max_ranks(self, shape: LayerShape) -> tuple[int, ...]:
         outputs, inputs = shape.group_channels

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from ranksearch.inputs import Inputs, forward, to_device
+from ranksearch.inputs import Inputs, forward, in_float32, to_device
 from ranksearch.records import FinetuneConfig
 from ranksearch.tasks import Task
 
-__all__ = ["Batch", "autocast", "fixed_batches", "in_float32", "memory_format"]
+__all__ = ["Batch", "autocast", "fixed_batches", "memory_format"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,6 @@ def memory_format(layout: str) -> torch.memory_format:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-def in_float32(outputs: Any) -> Any:
-    """Outputs of an autocast forward, ready for a loss: half-precision tensors become float32."""
-    return tree_map_only(Tensor, lambda t: t.float() if t.is_floating_point() else t, outputs)
 
 
 def fixed_batches(

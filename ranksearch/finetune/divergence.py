@@ -8,18 +8,14 @@ a hundred steps at least. A rate that is too high for a while, until the schedul
 import math
 from dataclasses import dataclass
 
-from ranksearch.errors import NonFiniteError, TrialError
+from ranksearch.errors import DivergedError, NonFiniteError
 
-__all__ = ["DivergedError", "Watch"]
+__all__ = ["Watch"]
 
 FIRST = 10
 SMOOTHING = 0.9
 PATIENCE = 0.5  # of the training …
 LEAST_PATIENCE = 100  # … and in steps
-
-
-class DivergedError(TrialError):
-    """The loss stayed worse than at the start for long."""
 
 
 @dataclass(slots=True)

@@ -12,13 +12,13 @@ from torch import nn
 
 from ranksearch.finetune.atcd import Composed
 from ranksearch.finetune.average import Average
-from ranksearch.finetune.batches import Batch, autocast, in_float32
+from ranksearch.finetune.batches import Batch, autocast
 from ranksearch.finetune.checkpoint import load_checkpoint, save_checkpoint
 from ranksearch.finetune.correlation import primary_correlation
 from ranksearch.finetune.divergence import Watch
 from ranksearch.finetune.loss import batch_loss
 from ranksearch.finetune.schedule import learning_rate, make_optimizer
-from ranksearch.inputs import forward
+from ranksearch.inputs import forward, in_float32
 from ranksearch.layers import FoundLayer
 from ranksearch.records import FinetuneConfig, Plan, key_of
 from ranksearch.tasks import Task

@@ -7,8 +7,6 @@ can win latency at batch 8 on a CPU, as in networks people compress. Trained by 
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from torch.nn import functional
 
 from ranksearch.records import key_of
 from ranksearch.tasks.sources.digits import VIEW, load_digits
-from ranksearch.tasks.trained import TrainRecipe, cached, fit
+from ranksearch.tasks.trained import TrainRecipe, cached, fit, one_thread
 
 __all__ = ["ExampleNet", "example_model", "train_example"]
 
@@ -86,20 +84,8 @@ def example_model(cache_dir: Path | None = None) -> ExampleNet:
 def train_example(recipe: Recipe = RECIPE) -> ExampleNet:
     """The example trained from scratch, on one thread: some ten seconds. The global random state is left as it was."""
     log.info("training the example model on digits (once; it is cached)")
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(recipe.seed)
         model, data = ExampleNet(recipe.channels), load_digits("dataset")
         fit(model, data.train, recipe, loss=functional.cross_entropy, augment=data.augment, seed=recipe.seed)
     return model.eval()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The same sums in the same order whatever the number of cores; and on a busy machine small layers on several
-    threads wait for each other far longer than one thread takes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -14,7 +14,8 @@ import logging
 import math
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -27,16 +28,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
-from torch.utils._pytree import tree_map_only
 
 from ranksearch.errors import ConfigError, ModelError
-from ranksearch.inputs import forward, to_device
+from ranksearch.inputs import forward, in_float32, to_device
 from ranksearch.records import Record, key_of, nearest
 from ranksearch.tasks.data import Augment
 from ranksearch.tasks.split import Split
 from ranksearch.tasks.task import Task
 
-__all__ = ["TrainRecipe", "cached", "fit", "trained"]
+__all__ = ["TrainRecipe", "cached", "fit", "one_thread", "trained"]
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def fit(
             optimizer.zero_grad()
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
                 outputs = forward(model, inputs)
-            value = loss(tree_map_only(torch.Tensor, torch.Tensor.float, outputs), targets)
+            value = loss(in_float32(outputs), targets)
             value.backward()
             optimizer.step()
             schedule.step()
@@ -227,3 +227,15 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe, steps: int)
     if recipe.schedule == "step":
         return StepLR(optimizer, max(1, round(STEP * steps)))
     return LambdaLR(optimizer, lambda _: 1.0)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The same sums in the same order whatever the number of cores; and on a busy machine small layers on several
+    threads wait for each other far longer than one thread takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ranksearch.factorize import METHODS, LayerShape
 from ranksearch.factorize.polyadic import polyadic
-from tests.factorize.cases import LAYERS, decomposed, factorized, make_layer
+from tests.factorize.cases import decomposed, factorized, make_layer
 
 METHOD = METHODS["cp"]
 
@@ -90,18 +90,6 @@ def test_cost_is_the_formula_of_the_docstring(G, inp, out, kh, kw, stride, heigh
 def test_three_factors_for_one_dimension():
     shape = LayerShape.of(nn.Conv1d(8, 6, 3))
     assert METHOD.cost(shape, (5,)).parameters == 5 * (8 + 3 + 6) + 6
-
-
-def test_it_takes_convolutions_that_mix_channels_over_a_kernel():
-    for name in LAYERS:
-        shape = LayerShape.of(make_layer(name))
-        reason = METHOD.refuses(shape)
-        assert (reason is None) == (shape.is_convolution and shape.taps > 1 and not shape.is_depthwise)
-        if reason:
-            word = "no convolution" if not shape.is_convolution else "1×1" if shape.taps == 1 else "depthwise"
-            assert word in reason
-            advised = "spatial_svd" if word == "depthwise" else "svd"
-            assert reason.endswith(f"use {advised}")
 
 
 def test_factors_have_one_norm_and_the_precision_of_the_work():

@@ -12,7 +12,7 @@ from tensorly.decomposition import parafac
 from torch import nn
 
 from ranksearch.factorize import METHODS, LayerShape
-from tests.factorize.cases import LAYERS, decomposed, factorized, make_layer
+from tests.factorize.cases import decomposed, factorized, make_layer
 from tests.factorize.test_cp import smooth_weight
 
 METHOD = METHODS["rank1"]
@@ -87,17 +87,6 @@ def test_one_term_is_a_pointwise_and_two_depthwise_layers():
     assert (down.groups, down.kernel_size, down.stride, down.padding) == (8, (3, 1), (2, 1), (1, 0))
     assert (across.groups, across.kernel_size, across.stride, across.padding) == (8, (1, 3), (1, 2), (0, 1))
     assert len(METHOD.build(LayerShape.of(nn.Conv1d(6, 8, 3)), (2,))) == 2
-
-
-def test_it_takes_convolutions_that_mix_channels_over_a_kernel():
-    for name in LAYERS:
-        shape = LayerShape.of(make_layer(name))
-        reason = METHOD.refuses(shape)
-        assert (reason is None) == (shape.is_convolution and shape.taps > 1 and not shape.is_depthwise)
-        if reason:
-            word = "no convolution" if not shape.is_convolution else "1×1" if shape.taps == 1 else "depthwise"
-            assert word in reason
-            assert reason.endswith("use spatial_svd" if word == "depthwise" else "use svd")
 
 
 def test_factors_have_one_norm_and_the_precision_of_the_work():

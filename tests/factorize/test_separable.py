@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ranksearch.factorize import METHODS, LayerShape
-from tests.factorize.cases import LAYERS, decomposed, factorized, make_layer, pairs
+from tests.factorize.cases import decomposed, factorized, make_layer, pairs
 
 METHOD = METHODS["separable"]
 TAKEN = pytest.mark.parametrize("layer", [layer for method, layer in pairs() if method == "separable"])
@@ -79,14 +79,3 @@ def test_cost_is_the_formula_of_the_docstring(G, inp, out, kh, kw, stride, heigh
     cost = METHOD.cost(shape, (m,))
     assert cost.parameters == G * inp * m * (kh * kw + out) + bias * G * out
     assert cost.macs == G * inp * m * (kh * kw + out) * H * W
-
-
-def test_it_takes_convolutions_that_mix_channels_over_a_kernel():
-    for name in LAYERS:
-        shape = LayerShape.of(make_layer(name))
-        reason = METHOD.refuses(shape)
-        assert (reason is None) == (shape.is_convolution and shape.taps > 1 and not shape.is_depthwise)
-        if reason:
-            word = "no convolution" if not shape.is_convolution else "1×1" if shape.taps == 1 else "depthwise"
-            assert word in reason
-            assert reason.endswith("use spatial_svd" if word == "depthwise" else "use svd")

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranksearch.errors import NonFiniteError
-from ranksearch.finetune import DivergedError
+from ranksearch.errors import DivergedError, NonFiniteError
 from ranksearch.finetune.divergence import Watch
 
 

@@ -8,6 +8,7 @@ With a prior (x, y, w, h) the offsets of a box (x', y', w', h') are (Liu et al. 
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 __all__ = ["areas", "decode", "encode", "overlaps", "to_centres", "to_corners"]
 
@@ -16,14 +17,12 @@ CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 
 def to_corners(centres: Tensor) -> Tensor:
     """(…, 4) -> (…, 4)"""
-    middle, size = centres.split(2, -1)
-    return torch.cat([middle - size / 2, middle + size / 2], -1)
+    return box_convert(centres, "cxcywh", "xyxy")
 
 
 def to_centres(corners: Tensor) -> Tensor:
     """(…, 4) -> (…, 4)"""
-    low, high = corners.split(2, -1)
-    return torch.cat([(low + high) / 2, high - low], -1)
+    return box_convert(corners, "xyxy", "cxcywh")
 
 
 def encode(corners: Tensor, priors: Tensor) -> Tensor:

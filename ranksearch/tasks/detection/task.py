@@ -19,11 +19,10 @@ from ranksearch.tasks.detection.average_precision import AveragePrecision
 from ranksearch.tasks.detection.loss import MultiboxLoss, distillation
 from ranksearch.tasks.detection.scenes import Scenes, ink_of
 from ranksearch.tasks.detection.ssd import MobileNetSSD, prior_boxes
-from ranksearch.tasks.example import _one_thread
 from ranksearch.tasks.sources import load_data
 from ranksearch.tasks.split import split_off
 from ranksearch.tasks.task import Task
-from ranksearch.tasks.trained import TrainRecipe, cached, fit
+from ranksearch.tasks.trained import TrainRecipe, cached, fit, one_thread
 
 __all__ = ["detection_task", "small_ssd_task", "ssd_task", "train_small"]
 
@@ -63,7 +62,7 @@ def train_small(recipe: Recipe) -> MobileNetSSD:
     """The small net trained from scratch, on one thread. The global random state is left as it was."""
     log.info("training the small detector on drawn scenes (once; it is cached)")
     train = _scenes("digits", recipe.image_size)["train"].drawn()
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(recipe.seed)
         model = MobileNetSSD(recipe.width)
         fit(model, train, recipe, loss=MultiboxLoss(prior_boxes(recipe.image_size), math.inf), seed=recipe.seed)
