@@ -28,6 +28,7 @@ from ranksearch.errors import (
     RanksearchError,
     SpaceError,
     StorageError,
+    StudyBusyError,
     TooManyFailuresError,
     TrialError,
     TrialTimeoutError,
@@ -37,6 +38,8 @@ from ranksearch.factorize import METHODS
 from ranksearch.records import FinetuneConfig, LayerChoice, MeasureConfig, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from ranksearch.bundle import load
@@ -71,6 +74,7 @@ __all__ = [
     "SpaceError",
     "StorageError",
     "Study",
+    "StudyBusyError",
     "Task",
     "TooManyFailuresError",
     "TrialError",
@@ -124,7 +128,7 @@ def search(
     space: "str | SpaceConfig" = "default",
     seed: int = 0,
     device: str = "auto",
-    finetune: FinetuneConfig | None = None,
+    finetune: "FinetuneConfig | Mapping[str, Any] | None" = None,
     measure: MeasureConfig | None = None,
     executor: str = "ray",
     cluster: "ClusterConfig | None" = None,
@@ -140,6 +144,7 @@ def search(
     metric: (outputs, targets) -> one score an example or one for all, higher is better; accuracy by default.
     budget: finished trials that the study shall have. study: its name; <model>-<data>-<device> by default.
     space: a name in search_spaces/, a YAML file, or a SpaceConfig. device: auto, cpu or cuda.
+    finetune: fields of FinetuneConfig that win over the recipes of the space, or a whole one that takes their place.
     executor: ray, or inline: in this process, one trial after the other.
     max_failures: failed trials after which the search stops; a tenth of the budget, at least 10, by default.
     listener: hears of progress.
@@ -161,7 +166,7 @@ def search(
         space=load_space(space) if isinstance(space, str) else space,
         seed=seed,
         device=device,
-        finetune=finetune or FinetuneConfig(),
+        finetune=finetune or {},
         measure=measure or MeasureConfig(),
         executor=executor,
         cluster=cluster or ClusterConfig(),

@@ -10,6 +10,7 @@
     │   └── FingerprintError            the study exists with another model, data, space, objective or device
     ├── InfeasibleError             3   the run finished and no trial meets the constraints
     ├── StorageError                4   the database or the disk refused
+    │   └── StudyBusyError              another process drives the study
     ├── TooManyFailuresError        5   too many trials failed; the reasons are in the message
     ├── PreemptedError             75   told to leave by the scheduler; run the same command again
     └── TrialError                      ends one trial alone, never the run
@@ -37,6 +38,7 @@ __all__ = [
     "RanksearchError",
     "SpaceError",
     "StorageError",
+    "StudyBusyError",
     "TooManyFailuresError",
     "TrialError",
     "TrialTimeoutError",
@@ -82,6 +84,10 @@ class InfeasibleError(RanksearchError):
 
 class StorageError(RanksearchError):
     exit_code = 4
+
+
+class StudyBusyError(StorageError):
+    pass
 
 
 class TooManyFailuresError(RanksearchError):

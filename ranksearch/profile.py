@@ -5,7 +5,7 @@ Runs on a worker of the study's device class; takes nothing from the database an
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -14,10 +14,10 @@ import torch
 from ranksearch import latency
 from ranksearch.finetune import finetune, fixed_batches, memory_format
 from ranksearch.layers import FoundLayer
-from ranksearch.records import Cost, Environment, FinetuneConfig, MeasureConfig
+from ranksearch.records import Cost, Environment, FinetuneConfig, MeasureConfig, Recipe
 from ranksearch.workbench import Workbench
 
-__all__ = ["Description", "describe", "step_seconds", "timed"]
+__all__ = ["Description", "describe", "filled", "step_seconds", "timed"]
 
 # A faster way to train is taken only when it is this much faster: the probe is short and the machine may be noisy.
 WORTHWHILE = 0.9
@@ -31,11 +31,11 @@ class Description:
     dense: Cost
     environment: Environment
     identity: dict[str, str]  # of the latency measurements that will be made
-    finetune: FinetuneConfig  # nothing left to "auto"
+    recipes: tuple[Recipe, ...]  # nothing left to "auto"
     measure: MeasureConfig
 
 
-def describe(bench: Workbench, finetune: FinetuneConfig, measure: MeasureConfig, cores: int) -> Description:
+def describe(bench: Workbench, recipes: Sequence[Recipe], measure: MeasureConfig, cores: int) -> Description:
     """Look at the dense model on the worker's device. `cores` is how many a trial may use for training."""
     resolved = latency.resolve(measure, bench.device)
     with bench.lock.shared():
@@ -44,9 +44,25 @@ def describe(bench: Workbench, finetune: FinetuneConfig, measure: MeasureConfig,
             dense=bench.dense_cost,
             environment=latency.environment(bench.device),
             identity=latency.identity(resolved, bench.device),
-            finetune=_resolve(bench, finetune, cores),
+            recipes=_resolved(bench, recipes, cores),
             measure=resolved,
         )
+
+
+def _resolved(bench: Workbench, recipes: Sequence[Recipe], cores: int) -> tuple[Recipe, ...]:
+    """What the first one leaves open is probed; where others leave the same open, they take its answer."""
+    found = _resolve(bench, recipes[0].finetune, cores)
+    return tuple(dataclasses.replace(recipe, finetune=filled(recipe.finetune, found)) for recipe in recipes)
+
+
+def filled(config: FinetuneConfig, found: FinetuneConfig) -> FinetuneConfig:
+    """`config`, with what it leaves open ("auto", 0 threads) as `found` has it."""
+    return dataclasses.replace(
+        config,
+        threads=config.threads or found.threads,
+        layout=found.layout if config.layout == "auto" else config.layout,
+        precision=found.precision if config.precision == "auto" else config.precision,
+    )
 
 
 def _resolve(bench: Workbench, config: FinetuneConfig, cores: int) -> FinetuneConfig:

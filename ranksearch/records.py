@@ -26,6 +26,8 @@ __all__ = [
     "Measurement",
     "Option",
     "Plan",
+    "Proposal",
+    "Recipe",
     "Record",
     "Score",
     "SeedPlan",
@@ -209,12 +211,14 @@ class FinetuneConfig(Record):
     weight_decay: float = 0.0
     temperature: float = 3.0
     distillation: float = 1.0  # share of the distillation loss; the rest is the task's own loss
+    block_distillation: float = 0.0  # weight, beside that, of how far each block's outputs are from the dense model's
     init: str = "decompose"  # decompose | random: from scratch, all layers of the net
     reconstruction_steps: int = 0  # of each replaced layer by itself, before all train together
     atcd: str = "none"  # none | autograd (both train the factors) | project: train the composed weight, decompose again
     atcd_period: int = 1  # steps between two projections
     correlation_weight: float = 0.0  # of the correlation between primary filters of linearconv; 0.01 in its source
     correlation_period: int = 10  # steps between two that feel it
+    sparsity_until: float = 0.0  # part of the training in which linearconv_sparse loses coefficients; 0: all before it
     ema: float = 0.0  # decay of the moving average of the weights that is evaluated instead of them; 0: none
     calibration_examples: int = 512
     precision: str = "auto"  # auto | float32 | bfloat16
@@ -235,6 +239,7 @@ class FinetuneConfig(Record):
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.temperature > 0, "temperature", self.temperature, "more than 0")
         _require(0 <= self.distillation <= 1, "distillation", self.distillation, "in [0, 1]")
+        _require(0 <= self.block_distillation < math.inf, "block_distillation", self.block_distillation, "0 or more")
         _one_of("init", self.init, ("decompose", "random"))
         _require(self.reconstruction_steps >= 0, "reconstruction_steps", self.reconstruction_steps, "0 or more")
         _one_of("atcd", self.atcd, ("none", "autograd", "project"))
@@ -247,6 +252,13 @@ class FinetuneConfig(Record):
             "0 where atcd is 'project': the composed weight has no primary filters",
         )
         _require(self.correlation_period >= 1, "correlation_period", self.correlation_period, "1 or more")
+        _require(0 <= self.sparsity_until <= 1, "sparsity_until", self.sparsity_until, "in [0, 1]")
+        _require(
+            self.sparsity_until == 0 or self.atcd != "project",
+            "sparsity_until",
+            self.sparsity_until,
+            "0 where atcd is 'project': the composed weight has no coefficients",
+        )
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
         _require(self.calibration_examples >= 1, "calibration_examples", self.calibration_examples, "1 or more")
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
@@ -257,6 +269,14 @@ class FinetuneConfig(Record):
         per_epoch = num_examples // min(self.batch_size, num_examples)
         bounds = [bound for bound in (self.steps, math.ceil(self.epochs * per_epoch)) if bound]
         return min(bounds, default=None if self.seconds else 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe(Record):
+    """A way of training that a study's trials may take, and its name."""
+
+    name: str
+    finetune: FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -363,13 +383,18 @@ class TrialState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialSpec(Record):
-    """All that decides a trial's outcome. `study` is the key of the study's fingerprint."""
+    """All that decides a trial's outcome. `study` is the key of the study's fingerprint.
+
+    `parent` is the key of the spec whose trained model this one goes on from; None for one that starts from the dense
+    model, as those of a search do.
+    """
 
     study: str
     plan: Plan
     seed: int
     finetune: FinetuneConfig
     measure: MeasureConfig
+    parent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -424,11 +449,20 @@ class LayerRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Proposal(Record):
+    """What a search may choose for a trial: a plan, and the name of a recipe to train it by."""
+
+    plan: Plan
+    recipe: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SeedPlan(Record):
     """A plan to try before the sampler takes over. `origin` is `dense` or `seed:NAME`."""
 
     origin: str
     plan: Plan
+    recipe: str | None = None  # None: the study's first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -441,7 +475,7 @@ class StudyRecord(Record):
     objectives: tuple[str, ...]
     layers: tuple[LayerRecord, ...]
     seeds: tuple[SeedPlan, ...]
-    finetune: FinetuneConfig
+    recipes: tuple[Recipe, ...]  # the first is that of the dense model and the seeds; more than one are searched
     measure: MeasureConfig
     seed: int
     environment: Environment
@@ -457,8 +491,9 @@ class TrialRecord(Record):
     """A trial as it stands in the database. A retry is a new row that names the row it replaces."""
 
     number: int
-    origin: str  # dense | seed:NAME | sampler
+    origin: str  # dense | seed:NAME | sampler | finetune:TRIAL, a longer training of that trial's model
     spec: TrialSpec
+    recipe: str | None  # which of its study's recipes the spec has; None where it has its own
     state: TrialState = TrialState.RUNNING
     attempt: int = 0
     retry_of: int | None = None

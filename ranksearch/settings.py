@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ranksearch.errors import ConfigError, ModelError
+from ranksearch.recipes import FinetuneTable
 from ranksearch.records import FinetuneConfig, MeasureConfig, StudyRecord, nearest
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Settings(BaseModel):
         description="digits, (fashion_)mnist:ROOT, cifar10:ROOT, npz:FILE, imagefolder:ROOT or module:function.",
     )
     metric: str | None = Field(None, description="module:function of your own, higher is better. Accuracy when absent.")
-    normalize: str = Field("dataset", description="How images are normalised: dataset, imagenet or none.")
+    normalize: str = Field("dataset", description="How images are normalised: dataset, pixel, imagenet or none.")
     space: str = Field("default", description="A search space, by its name or as a YAML file.")
     study: str | None = Field(None, description="The study's name. <model>-<data>-<device> when absent.")
     storage: str | None = Field(
@@ -78,7 +79,7 @@ class Settings(BaseModel):
     max_failures: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Failed trials after which the run stops. A tenth of the budget, at least 10, when absent."
     )
-    finetune: FinetuneConfig = FinetuneConfig()
+    finetune: FinetuneTable = Field({}, description="What wins over the space's recipes.")
     measure: MeasureConfig = MeasureConfig()
 
     @classmethod
@@ -93,6 +94,13 @@ class Settings(BaseModel):
             source.check(cls)
             found = _merged(found, source.values)
         return cls.model_validate(found)
+
+    @classmethod
+    def table(cls, name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys of one table as flags without its name gave them, read and checked. Raises ConfigError."""
+        source = _Source({name: flags}, lambda path: _flag(path[1:]))
+        source.check(cls)
+        return getattr(cls.model_validate(source.values), name)
 
     @classmethod
     def of_study(cls, study: StudyRecord, flags: Mapping[str, Any]) -> Self:

@@ -4,20 +4,34 @@ The YAML's format is `SpaceConfig`; search_spaces/README.md shows it by example 
 from it. Options are derived once, when a study is created, and stored with it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ranksearch.data_folder import data_folder
 from ranksearch.errors import SpaceError
 from ranksearch.factorize import METHODS, LayerShape, Method
 from ranksearch.layers import FoundLayer
-from ranksearch.records import DENSE, OBJECTIVES, Cost, LayerChoice, LayerRecord, Option, Plan, nearest
+from ranksearch.recipes import DEFAULT, FinetuneTable
+from ranksearch.records import (
+    DENSE,
+    OBJECTIVES,
+    Cost,
+    FinetuneConfig,
+    LayerChoice,
+    LayerRecord,
+    Option,
+    Plan,
+    Proposal,
+    StudyRecord,
+    nearest,
+)
 
 __all__ = ["LayerRule", "RankRule", "SearchSpace", "SpaceConfig", "layer_records", "load_space"]
 
@@ -27,6 +41,12 @@ FIRST, LAST = "@first", "@last"
 SVD_ON_MATRICES = frozenset({"spatial_svd", "channel_svd", "tucker2"})
 
 Rank = Annotated[int, Field(ge=1)]
+Ranks = Annotated[tuple[Rank, ...], Field(min_length=1)]
+RankOrRanks = Annotated[
+    Annotated[Rank, Tag("rank")] | Annotated[Ranks, Tag("list")],  # told apart, so that an error is of what was meant
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "rank"),
+]
+RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 T = TypeVar("T")
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -48,8 +68,10 @@ class RankRule(_Strict):
     )
     minimum: Rank = Field(default=1, description="The smallest rank.")
     maximum: Rank | None = Field(default=None, description="The largest rank; the layer's own maximum when absent.")
-    values: tuple[Rank, ...] | None = Field(
-        default=None, description="Exactly these ranks, instead of multiples. One beyond a layer's maximum is an error."
+    values: tuple[RankOrRanks, ...] | None = Field(
+        default=None,
+        description="Exactly these ranks, instead of multiples. One beyond a layer's maximum is an error. A list of "
+        "ranks is for the methods that take as many; one that fits no method of a layer is an error.",
     )
     kept: tuple[Share, Share] = Field(
         default=(0.03, 0.75),
@@ -97,6 +119,11 @@ class SpaceConfig(_Strict):
         description="Layers that stay dense: names, patterns, @first (the stem), @last (the classifier).",
     )
     layers: tuple[LayerRule, ...] = ()
+    recipes: Mapping[RecipeName, FinetuneTable] = Field(
+        default={},
+        description="Ways of training: a name, and what differs from the defaults of --finetune-…; such a flag wins. "
+        "Of several, each trial's is searched; the first trains the seeds.",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> "SpaceConfig":
@@ -150,6 +177,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         allowed = [*SpaceConfig.model_fields, *RankRule.model_fields, *LayerRule.model_fields]
         return f"unknown key {where!r}{nearest(str(first['loc'][-1]), allowed)}"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"unknown key {where!r}{nearest(str(first['loc'][-1]), [f.name for f in fields(FinetuneConfig)])}"
     if first["type"] in {"model_type", "missing"}:
         return f"{where}: {first['msg'].lower()}; search_spaces/README.md shows the format"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}" + _got(first)
@@ -225,13 +254,16 @@ def _options(
     dense = shape.cost()
     by_cost: dict[Cost, Option] = {}
     refusals: list[str] = []
+    largest: dict[str, tuple[int, ...]] = {}
     is_matrix = METHODS["svd"].refuses(shape) is None and "svd" in methods
     for method in (METHODS[m] for m in methods if not (is_matrix and m in SVD_ON_MATRICES)):
         if reason := method.refuses(shape):
             refusals.append(f"{method.name}: {reason}")
             continue
+        largest[method.name] = method.max_ranks(shape)
         for option in _options_of(config, name, shape, method, rule):
             by_cost.setdefault(option.cost, option)
+    _check_values(name, largest, rule)
     if not by_cost:
         return (), "; ".join(refusals) if len(refusals) == len(
             methods
@@ -263,16 +295,34 @@ def _is_kept(weights: tuple[int, ...], dense: tuple[int, ...], kept: tuple[float
 
 
 def _rank_grid(name: str, largest: tuple[int, ...], rule: RankRule) -> list[tuple[int, ...]]:
-    """Rank tuples along the diagonal: every rank the same share of its own maximum, rounded to the step."""
+    """Rank tuples along the diagonal: every rank the same share of its own maximum, rounded to the step. And those
+    that the rule gives in full."""
     top = max(largest)
     if rule.values is not None:
-        if outside := [v for v in rule.values if v > top]:
-            raise SpaceError(f"rank {outside[0]} is out of range for layer {name!r}; its largest rank is {top}")
-        steps = sorted(set(rule.values))
+        steps = sorted({v for v in rule.values if isinstance(v, int)})
+        if steps and steps[-1] > top:
+            raise SpaceError(f"rank {steps[-1]} is out of range for layer {name!r}; its largest rank is {top}")
     else:
         steps = sorted({*range(_step(rule, top), top + 1, _step(rule, top)), *rule.also})
     steps = [s for s in steps if rule.minimum <= s <= min(rule.maximum or top, top)]
-    return list(dict.fromkeys(tuple(_scaled(step, top, m, rule) for m in largest) for step in steps))
+    scaled = [tuple(_scaled(step, top, m, rule) for m in largest) for step in steps]
+    return list(dict.fromkeys(scaled + [v for v in _tuples(rule) if _fits(v, largest)]))
+
+
+def _tuples(rule: RankRule) -> list[tuple[int, ...]]:
+    return [v for v in rule.values or () if isinstance(v, tuple)]
+
+
+def _fits(ranks: tuple[int, ...], largest: tuple[int, ...]) -> bool:
+    return len(ranks) == len(largest) and all(r <= most for r, most in zip(ranks, largest, strict=True))
+
+
+def _check_values(name: str, largest: Mapping[str, tuple[int, ...]], rule: RankRule) -> None:
+    """Raises SpaceError where a rank tuple fits none of the methods that take the layer; `largest`: theirs."""
+    for ranks in _tuples(rule) if largest else ():
+        if not any(_fits(ranks, most) for most in largest.values()):
+            allowed = ", ".join(f"{method} up to {list(most)}" for method, most in largest.items())
+            raise SpaceError(f"ranks {list(ranks)} fit no method of layer {name!r}; allowed are {allowed}")
 
 
 def _step(rule: RankRule, top: int) -> int:
@@ -296,9 +346,14 @@ def _thin(options: list[Option], count: int) -> list[Option]:
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """Layers with options, as one ordered integer each: the option's index."""
+    """Layers with options, as one ordered integer each: the option's index. And the names of the recipes."""
 
     layers: tuple[LayerRecord, ...]
+    recipes: tuple[str, ...] = (DEFAULT,)
+
+    @classmethod
+    def of(cls, study: StudyRecord) -> "SearchSpace":
+        return cls(study.layers, tuple(recipe.name for recipe in study.recipes))
 
     @property
     def searched(self) -> tuple[LayerRecord, ...]:
@@ -308,6 +363,15 @@ class SearchSpace:
     def sizes(self) -> dict[str, int]:
         """Layer name → number of options."""
         return {layer.name: len(layer.options) for layer in self.searched}
+
+    @property
+    def num_proposals(self) -> int:
+        """The dense model is one, whatever the recipe: it is not trained."""
+        num_plans = math.prod(self.sizes.values())
+        return 1 + (num_plans - 1) * len(self.recipes)
+
+    def proposal(self, plan: Plan, recipe: str) -> Proposal:
+        return Proposal(plan=plan, recipe=recipe if plan else self.recipes[0])
 
     def plan(self, indices: Mapping[str, int]) -> Plan:
         return Plan({layer.name: layer.options[indices[layer.name]].choice for layer in self.searched})

@@ -11,12 +11,12 @@ Knows nothing of Ray, Optuna or SQL. What is computed once per worker lives in `
 
 import copy
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -32,7 +32,9 @@ from ranksearch.forwards import choose_forwards
 from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench
 
-__all__ = ["Trained", "run", "train"]
+__all__ = ["Progress", "Trained", "run", "start", "train"]
+
+Progress: TypeAlias = Callable[[float, float], None]  # the part that is done, 0 to 1, and the loss
 
 
 class _Phases:
@@ -82,7 +84,7 @@ def _one_line(error: Exception) -> str:
 def _steps(spec: TrialSpec, bench: Workbench, phase: _Phases) -> Iterator[tuple[str, Any]]:
     """The fields of the result, each as soon as it is known, so that a failed trial keeps what it had."""
     with phase("compress"):
-        candidate = _start(spec, bench)
+        candidate = start(spec, bench)
         cost = plan_cost(bench.layers, spec.plan, bench.dense_cost)
     yield "parameters", cost.parameters
     yield "macs", cost.macs
@@ -100,7 +102,7 @@ def _steps(spec: TrialSpec, bench: Workbench, phase: _Phases) -> Iterator[tuple[
             bench.outbox.put_weights(key_of(spec), trained.model)
 
 
-def _start(spec: TrialSpec, bench: Workbench) -> nn.Module:
+def start(spec: TrialSpec, bench: Workbench) -> nn.Module:
     """The model that is trained: the dense one compressed, or a net of that form that was never trained."""
     if spec.finetune.init == "decompose" or not spec.plan:
         return bench.compress(spec.plan)
@@ -128,11 +130,17 @@ class Trained:
 
 
 def train(
-    candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any = None, checkpoint: Path | None = None
+    candidate: nn.Module,
+    spec: TrialSpec,
+    bench: Workbench,
+    phase: Any = None,
+    checkpoint: Path | None = None,
+    on_step: Progress | None = None,
 ) -> Trained:
     """Re-estimate, fine-tune, re-estimate; keep the better by validation score. The dense model is left as it is.
 
     `checkpoint`, a file, lets a killed fine-tuning go on where it was: call again with the same candidate and spec.
+    `on_step` hears of the fine-tuning after every step.
     """
     phase = phase or _Phases()
     config = spec.finetune
@@ -149,7 +157,7 @@ def train(
         return Trained(candidate, oneshot, oneshot)
     before = copy.deepcopy(candidate.state_dict())
     try:
-        _improve(candidate, spec, bench, phase, checkpoint)
+        _improve(candidate, spec, bench, phase, checkpoint, on_step)
         with phase("recalibrate"):
             reestimate_batchnorm(candidate, bench.calibration(config))
         with phase("evaluate"):
@@ -164,7 +172,14 @@ def train(
     return Trained(candidate, max(tuned, oneshot, key=lambda s: s.value), oneshot)
 
 
-def _improve(candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any, checkpoint: Path | None) -> None:
+def _improve(
+    candidate: nn.Module,
+    spec: TrialSpec,
+    bench: Workbench,
+    phase: Any,
+    checkpoint: Path | None,
+    on_step: Progress | None,
+) -> None:
     """Layer by layer, unless a checkpoint says that this is done, then end to end."""
     config, plan, layers = spec.finetune, spec.plan, bench.layers
     if config.reconstruction_steps and not (checkpoint and checkpoint.exists()):
@@ -173,7 +188,10 @@ def _improve(candidate: nn.Module, spec: TrialSpec, bench: Workbench, phase: Any
             reconstruct(candidate, bench.dense, plan, layers, inputs, steps=config.reconstruction_steps, seed=spec.seed)
     with phase("finetune"):
         batches = bench.batches(config, spec.seed)
-        finetune(candidate, batches, bench.task, config, bench.device, plan=plan, layers=layers, checkpoint=checkpoint)
+        finetune(
+            candidate, batches, bench.task, config, bench.device,
+            plan=plan, layers=layers, dense=bench.dense, checkpoint=checkpoint, on_step=on_step,
+        )  # fmt: skip
 
 
 def _validate(model: nn.Module, bench: Workbench) -> Score:

@@ -22,6 +22,7 @@ from ranksearch.records import (
     MeasureConfig,
     Measurement,
     Plan,
+    Recipe,
     Score,
     StudyRecord,
     TrialRecord,
@@ -47,7 +48,7 @@ def make_study(model: nn.Module, example: torch.Tensor, name: str) -> StudyRecor
         objectives=("latency", "accuracy"),
         layers=layer_records(SpaceConfig(name="all", dense=()), find_layers(model, example)),
         seeds=(),
-        finetune=FinetuneConfig(),
+        recipes=(Recipe(name="default", finetune=FinetuneConfig()),),
         measure=MeasureConfig(batch_size=8),
         seed=3,
         environment=latency.environment(torch.device("cpu")),
@@ -56,7 +57,7 @@ def make_study(model: nn.Module, example: torch.Tensor, name: str) -> StudyRecor
 
 
 def make_trial(study: StudyRecord, plan: Plan, **changed) -> TrialRecord:
-    spec = TrialSpec(study=study.key, plan=plan, seed=3, finetune=study.finetune, measure=study.measure)
+    spec = TrialSpec(study=study.key, plan=plan, seed=3, finetune=study.recipes[0].finetune, measure=study.measure)
     result = TrialResult(
         key=key_of(spec),
         state=TrialState.COMPLETE,
@@ -66,7 +67,15 @@ def make_trial(study: StudyRecord, plan: Plan, **changed) -> TrialRecord:
         macs=56789,
         environment=study.environment,
     )
-    record = TrialRecord(number=7, origin="sampler", spec=spec, started="now", state=TrialState.COMPLETE, result=result)
+    record = TrialRecord(
+        number=7,
+        origin="sampler",
+        spec=spec,
+        recipe="default",
+        started="now",
+        state=TrialState.COMPLETE,
+        result=result,
+    )
     return replace(record, **changed)
 
 

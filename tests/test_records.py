@@ -113,6 +113,9 @@ def test_a_malformed_choice_is_refused(text):
         {"atcd_period": 0},
         {"correlation_weight": -1},
         {"correlation_period": 0},
+        {"block_distillation": -0.1},
+        {"block_distillation": float("inf")},
+        {"sparsity_until": 1.1},
         {"ema": 1},
     ],
 )
@@ -123,9 +126,10 @@ def test_a_value_outside_its_rule_is_refused_with_what_was_got(values):
     assert repr(got) in str(caught.value)
 
 
-def test_a_regulariser_of_factors_is_refused_where_none_are_trained():
-    with pytest.raises(ValueError, match=r"correlation_weight is 0\.01; .* atcd"):
-        FinetuneConfig(correlation_weight=0.01, atcd="project")
+@pytest.mark.parametrize("field", ["correlation_weight", "sparsity_until"])
+def test_what_acts_on_factors_is_refused_where_none_are_trained(field):
+    with pytest.raises(ValueError, match=rf"{field} is 0\.01; .* atcd"):
+        FinetuneConfig(**{field: 0.01, "atcd": "project"})
 
 
 @pytest.mark.parametrize(

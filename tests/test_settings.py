@@ -72,7 +72,9 @@ def test_the_strongest_source_that_says_anything_wins(data):
     for path in SETTABLE:
         value, default = found, Settings()
         for part in path:
-            value, default = getattr(value, part), getattr(default, part)
+            value, default = (
+                each.get(part) if isinstance(each, dict) else getattr(each, part) for each in (value, default)
+            )
         assert value == expected.get(path, default)
 
 
@@ -116,7 +118,8 @@ def test_every_setting_can_be_a_variable(monkeypatch):
     for name, text in texts.items():
         monkeypatch.setenv(name, text)
     found = Settings.read({})
-    assert (found.finetune, found.measure) == (FinetuneConfig(), MeasureConfig())
+    assert found.measure == MeasureConfig()
+    assert FinetuneConfig(**found.finetune) == FinetuneConfig()
     assert all(getattr(found, name) == value for name, value in values.items() if value is not None)
 
 
@@ -253,7 +256,8 @@ def test_search_config_takes_over_every_setting():
         4,
     )
     assert (config.trial_timeout_seconds, config.max_failures) == (9, 7)
-    assert (config.finetune, config.measure) == (FinetuneConfig(steps=1), MeasureConfig(threads=2))
+    assert (config.finetune, config.measure) == ({"steps": 1}, MeasureConfig(threads=2))
+    assert [recipe.finetune.steps for recipe in config.recipes] == [1]
     assert (config.storage, config.space.name) == (DEFAULT_STORAGE, "default")
 
 

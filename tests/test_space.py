@@ -100,6 +100,53 @@ def test_a_pattern_rule_changes_only_its_layers(found):
     assert ruled["2"] == plain["2"]
 
 
+def choices(layer, method: str) -> list[tuple[int, ...]]:
+    return [option.choice.ranks for option in layer.options if option.choice.method == method]
+
+
+WIDE = {"dense": ["0", "4", "8"], "objectives": ["accuracy", "parameters"]}
+
+
+def test_ranks_given_in_full_are_for_the_methods_that_take_as_many(found):
+    values = [8, [32, 16], [16, 32], [2, 7, 20], [40]]
+    methods = ["channel_svd", "tucker2", "tt_conv_naive", "linearconv_sparse"]
+    layer = records(found, **WIDE, methods=methods, ranks={"values": values, "kept": [0.001, 1]})["2"]
+    assert choices(layer, "channel_svd") == [(8,), (40,)]
+    assert set(choices(layer, "tucker2")) >= {(32, 16), (16, 32)}
+    assert set(choices(layer, "linearconv_sparse")) >= {(32, 16), (16, 32)}
+    assert (2, 7, 20) in choices(layer, "tt_conv_naive")
+    for method in methods:
+        largest = METHODS[method].max_ranks(next(f.shape for f in found if f.name == "2"))
+        for ranks in choices(layer, method):
+            assert len(ranks) == len(largest)
+            assert all(rank <= most for rank, most in zip(ranks, largest, strict=True))
+
+
+def test_a_full_list_of_ranks_alone_is_all_there_is(found):
+    layer = records(found, **WIDE, methods=["tucker2"], ranks={"values": [[32, 16], [48, 24]], "kept": [0.001, 1]})["2"]
+    assert [str(option.choice) for option in layer.options] == ["tucker2:32x16", "tucker2:48x24", "dense"]
+
+
+def test_full_lists_need_not_fit_a_layer_that_no_method_takes(found):
+    layers = records(found, methods=["tucker2"], dense=["0", "8"], ranks={"values": [[32, 16]]})
+    assert not layers["5"].options
+    assert layers["2"].options
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        ([32, 16, 8], r"ranks \[32, 16, 8\] fit no method of layer '2'; allowed are .*tucker2 up to \[64, 32\]"),
+        ([65, 16], r"ranks \[65, 16\] fit no method of layer '2'; allowed are channel_svd up to \[64\], tucker2"),
+        ([100], r"ranks \[100\] fit no"),
+    ],
+)
+def test_a_full_list_that_no_method_takes_is_refused(found, ranks, words):
+    rule = {"match": "2", "ranks": {"values": [[32, 16], ranks]}}
+    with pytest.raises(SpaceError, match=words):
+        records(found, methods=["channel_svd", "tucker2"], layers=[rule])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -112,6 +159,9 @@ def test_a_pattern_rule_changes_only_its_layers(found):
         ("name: x\nobjectives: [latency]", "accuracy and at least one other"),
         ("name: x\nranks: {multiple: 0}", "ranks.multiple"),
         ("name: x\nranks: {kept: [0.9, 0.1]}", "smaller than the second"),
+        ("name: x\nranks: {values: [[]]}", "ranks.values.0.list: "),
+        ("name: x\nranks: {values: [8, [9, 0]]}", "ranks.values.1.list.1: "),
+        ("name: x\nranks: {values: [many]}", "ranks.values.0.rank: "),
         ("name: x\nranks: {minimum: 9, maximum: 8}", "at least the minimum"),
         ("name: x\nlayers: [{match: a, ranks: {maximum: 4}}, {match: b, rank: 3}]", "did you mean 'ranks'"),
         ("name: !!python/object/apply:os.system [true]", "cannot be read as YAML"),

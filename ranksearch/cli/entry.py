@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ranksearch.cli import database, doctor, export, profile, queries, run, show, submit
+from ranksearch.cli import database, doctor, export, finetune, profile, queries, run, show, submit
 from ranksearch.cli.signals import INTERRUPTED, Signalled, listening, signal_behind
 from ranksearch.errors import RanksearchError, UsageError
 
@@ -36,6 +36,7 @@ for command in (
     profile.profile,
 ):
     app.command()(command)
+app.command()(finetune.finetune)
 app.command()(export.export)
 app.add_typer(submit.app, name="submit")
 app.add_typer(database.app, name="db")

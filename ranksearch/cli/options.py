@@ -19,6 +19,7 @@ __all__ = [
     "MinAccuracyOption",
     "MinSpeedupOption",
     "with_settings",
+    "with_table",
 ]
 
 P = ParamSpec("P")
@@ -35,6 +36,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Measuring latency": ("measure",),
 }
 ALL_SETTINGS = tuple(name for names in GROUPS.values() for name in names)
+PANEL_OF = {name: panel for panel, names in GROUPS.items() for name in names}
 
 TABLE_HELP: Mapping[tuple[str, str], str] = {
     ("finetune", "steps"): "Training steps of a trial at most; 0: as many as epochs and seconds allow, or none.",
@@ -49,12 +51,14 @@ TABLE_HELP: Mapping[tuple[str, str], str] = {
     ("finetune", "weight_decay"): "Of the optimizer.",
     ("finetune", "temperature"): "Softens the dense model's outputs for distillation.",
     ("finetune", "distillation"): "Share of the distillation loss; the rest is the task's own.",
+    ("finetune", "block_distillation"): "Weight of how far each block's outputs are from the dense model's.",
     ("finetune", "init"): "decompose, or random: train from scratch.",
     ("finetune", "reconstruction_steps"): "Steps of every replaced layer by itself, before all train together.",
     ("finetune", "atcd"): "none, autograd (the same), or project: train composed weights, decompose them again.",
     ("finetune", "atcd_period"): "Steps between two projections of atcd.",
     ("finetune", "correlation_weight"): "Of linearconv's correlation regulariser; 0.01 in its source.",
     ("finetune", "correlation_period"): "Steps between two that the regulariser acts on.",
+    ("finetune", "sparsity_until"): "linearconv_sparse loses coefficients in this part of the training; 0: before it.",
     ("finetune", "ema"): "Decay of the weights' moving average, evaluated instead of them; 0: none.",
     ("finetune", "calibration_examples"): "Examples that BatchNorm statistics are re-estimated from.",
     ("finetune", "precision"): "auto, float32 or bfloat16.",
@@ -80,6 +84,28 @@ MinAccuracyOption = Annotated[float | None, typer.Option("--min-accuracy", help=
 MaxDropOption = Annotated[
     float | None, typer.Option("--max-drop", help="At most this far below the dense accuracy; 0.01 is one point.")
 ]
+
+
+def with_table(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command a flag for every key of a table, without the table's name before it. It takes those that were
+    given as its argument of the table's name. Files and the environment do not speak here: what they say of the table
+    is meant for the trials of a search."""
+    keys = {f.name: TABLE_HELP[name, f.name] for f in fields(TABLES[name])}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != name]
+        own = [_parameter(key, text, None, PANEL_OF[name]) for key, text in keys.items()]
+
+        def parsed(*arguments: Any, **given: Any) -> None:
+            flags = {key: given.pop(key) for key in keys}
+            told = {key: value for key, value in flags.items() if value is not None}
+            command(*arguments, **given, **{name: Settings.table(name, told)})
+
+        parsed.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
+        parsed.__name__, parsed.__doc__ = command.__name__, command.__doc__
+        return parsed
+
+    return decorate
 
 
 def with_settings(*names: str) -> Callable[[Callable[Concatenate[Settings, P], None]], Callable[..., None]]:
@@ -109,7 +135,7 @@ def with_settings(*names: str) -> Callable[[Callable[Concatenate[Settings, P], N
 
 def _options(name: str) -> list[tuple[str | None, str, inspect.Parameter]]:
     """(table, key, parameter) of a setting, or of every key of a table."""
-    panel = next(panel for panel, members in GROUPS.items() if name in members)
+    panel = PANEL_OF[name]
     if name in TABLES:
         return [
             (name, f.name, _parameter(f"{name}_{f.name}", TABLE_HELP[name, f.name], f.default, panel))

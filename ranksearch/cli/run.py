@@ -183,7 +183,8 @@ def _time_needed(task: "Task", config: "SearchConfig") -> str:
     if config.cluster.address is not None or (device == "cuda" and not torch.cuda.is_available()):
         return "time: not estimated, since the trials run elsewhere"
     cores = config.cluster.cpus_per_trial or available_cores()
-    found = estimate(task, config.finetune, config.measure, device, cores)
+    estimates = [estimate(task, recipe.finetune, config.measure, device, cores) for recipe in config.recipes]
+    found = max(estimates, key=lambda each: each.trial)
     return (
         f"time: up to {figures.duration(found.trial)} a trial (training {figures.duration(found.train)}, evaluating "
         f"{figures.duration(found.evaluate)}, measuring {figures.duration(found.measure)}), "

@@ -14,14 +14,14 @@ from ranksearch.records import OBJECTIVES
 
 __all__ = ["TRIAL_COLUMNS", "Frames", "front"]
 
-_INTEGERS = ("parameters", "macs", "bytes", "attempt", "retry_of")
-_TEXTS = ("state", "origin", "reason", "plan")
+_INTEGERS = ("parameters", "macs", "bytes", "attempt", "retry_of", "parent")
+_TEXTS = ("state", "origin", "recipe", "reason", "plan")
 # the columns of a trials frame, in order; `seconds_<phase>` and `seconds_total` follow
 TRIAL_COLUMNS = (
     *("state", "accuracy", "accuracy_low", "accuracy_high"),
     *("latency_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high", "speedup"),
     *("parameters", "macs", "bytes", "test_accuracy", "test_accuracy_low", "test_accuracy_high"),
-    *("origin", "attempt", "retry_of", "reason", "plan"),
+    *("origin", "recipe", "parent", "attempt", "retry_of", "reason", "plan"),
 )
 _OBJECTIVE_COLUMNS = {"latency": "latency_ratio"}  # the others are columns by their own name
 

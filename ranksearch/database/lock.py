@@ -14,14 +14,14 @@ from sqlalchemy import Connection, text
 from ranksearch.database.failures import storage_errors
 from ranksearch.database.store import Store
 from ranksearch.database.url import sqlite_file
-from ranksearch.errors import StorageError
+from ranksearch.errors import StorageError, StudyBusyError
 
 __all__ = ["is_running", "study_lock"]
 
 
 @contextmanager
 def study_lock(database: Store, study: str) -> Iterator[None]:
-    """Held by the one process that drives `study`; raises StorageError while another one holds it.
+    """Held by the one process that drives `study`; raises StudyBusyError while another one holds it.
 
     SQLite: a lock on `<database>.<hash of the study>.lock`. The file stays behind, since removing it would let two
     drivers lock two files of one name. PostgreSQL: an advisory lock. MySQL, MariaDB: GET_LOCK. A server's lock lasts as
@@ -67,7 +67,7 @@ def _file_lock(database: Path, study: str) -> AbstractContextManager[object]:
         lock.acquire()
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout as error:
-        raise StorageError(_busy(study, path.read_text(encoding="utf-8"))) from error
+        raise StudyBusyError(_busy(study, path.read_text(encoding="utf-8"))) from error
     except OSError as error:
         raise StorageError(f"lock file {path} cannot be written: {error.strerror}; check its folder") from error
     return lock
@@ -91,7 +91,7 @@ def _server_lock(database: Store, study: str) -> Iterator[None]:
     try:
         with storage_errors(database.location):
             if not acquire(connection, study):
-                raise StorageError(_busy(study, ""))
+                raise StudyBusyError(_busy(study, ""))
         yield
     finally:
         connection.invalidate()  # closes the session rather than handing it, and its lock, to the next user

@@ -35,7 +35,7 @@ def require_trial(connection: Connection, study: str, number: int) -> Row:
     where = (table.c.study_id == study_id, table.c.number == number)
     found = connection.execute(select(table).where(*where)).mappings().one_or_none()
     if found is None:
-        raise NotFoundError(f"trial {number} is not in study {study!r}; `ranksearch trials {study}` lists them")
+        raise NotFoundError(f"trial {number} is not in study {study!r}; `ranksearch trials --study {study}` lists them")
     return found
 
 
@@ -54,9 +54,9 @@ def trial_records(connection: Connection, study: Row, number: int | None = None)
     timed = select(timing).join(trial, timing.c.trial_id == trial.c.id).where(wanted)
     measured = {row["trial_id"]: row for row in _rows(connection, searched)}
     timings = grouped(_rows(connection, timed), "trial_id")
-    dense = rows.dense_spec_of(study)
+    specs = rows.specs_of(study)
     return [
-        rows.trial_of(row, dense, measured.get(row["id"]), {t["phase"]: t["seconds"] for t in timings[row["id"]]})
+        rows.trial_of(row, specs, measured.get(row["id"]), {t["phase"]: t["seconds"] for t in timings[row["id"]]})
         for row in _rows(connection, select(trial).where(wanted).order_by(trial.c.number))
     ]
 

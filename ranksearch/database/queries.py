@@ -8,7 +8,7 @@ from ranksearch.database import rows, schema
 from ranksearch.database.lookup import grouped, require_study, require_trial, study_row, trial_records
 from ranksearch.database.rows import Row
 from ranksearch.database.store import Store
-from ranksearch.records import Measurement, Plan, StudyRecord, TrialRecord, key_of
+from ranksearch.records import Measurement, Plan, StudyRecord, TrialRecord, TrialSpec, key_of
 
 __all__ = ["Queries"]
 
@@ -30,6 +30,14 @@ class Queries(Store):
             require_trial(connection, study, number)
             (found,) = trial_records(connection, require_study(connection, study), number)
             return found
+
+    def lineage(self, study: str, number: int) -> list[TrialSpec]:
+        """The specs of a trial and of those whose models it goes on from, its own last. Raises NotFoundError."""
+        specs = {key_of(trial.spec): trial.spec for trial in self.trials(study)}
+        found = [self.trial(study, number).spec]
+        while (parent := found[0].parent) is not None:
+            found.insert(0, specs[parent])
+        return found
 
     def find_measurement(self, study: str, plan: Plan, identity: Mapping[str, str] | None = None) -> Measurement | None:
         """The newest measurement of an equal plan in a study, so that a plan is measured once.

@@ -17,6 +17,7 @@ from ranksearch.records import (
     Measurement,
     Option,
     Plan,
+    Recipe,
     Score,
     SeedPlan,
     StudyRecord,
@@ -31,7 +32,6 @@ __all__ = [
     "Row",
     "choice_of",
     "choice_row",
-    "dense_spec_of",
     "finished_row",
     "layer_of",
     "layer_row",
@@ -43,6 +43,7 @@ __all__ = [
     "score_row",
     "seed_of",
     "seed_row",
+    "specs_of",
     "study_of",
     "study_row",
     "timing_row",
@@ -95,7 +96,7 @@ def study_row(study: StudyRecord) -> Row:
         "study_key": study.key,
         "fingerprint": dict(study.fingerprint),
         "objectives": ",".join(study.objectives),
-        "finetune": study.finetune.to_json(),
+        "finetune": [recipe.to_json() for recipe in study.recipes],
         "measure": study.measure.to_json(),
         "seed": study.seed,
         "environment": study.environment.to_json(),
@@ -111,12 +112,16 @@ def study_of(row: Row, layers: Sequence[LayerRecord], seeds: Sequence[SeedPlan])
         objectives=tuple(row["objectives"].split(",")) if row["objectives"] else (),
         layers=tuple(layers),
         seeds=tuple(seeds),
-        finetune=FinetuneConfig.from_json(row["finetune"]),
+        recipes=_recipes_of(row),
         measure=MeasureConfig.from_json(row["measure"]),
         seed=row["seed"],
         environment=Environment.from_json(row["environment"]),
         settings=row["settings"],
     )
+
+
+def _recipes_of(study: Row) -> tuple[Recipe, ...]:
+    return tuple(Recipe.from_json(recipe) for recipe in study["finetune"])
 
 
 def layer_row(study_id: int, position: int, layer: LayerRecord) -> Row:
@@ -166,11 +171,17 @@ def option_row(layer_id: int, position: int, option: Option) -> Row:
 
 
 def seed_row(study_id: int, position: int, seed: SeedPlan) -> Row:
-    return {"study_id": study_id, "position": position, "origin": seed.origin, "plan": plan_text(seed.plan)}
+    return {
+        "study_id": study_id,
+        "position": position,
+        "origin": seed.origin,
+        "plan": plan_text(seed.plan),
+        "recipe": seed.recipe,
+    }
 
 
 def seed_of(row: Row) -> SeedPlan:
-    return SeedPlan(origin=row["origin"], plan=_plan_of(row["plan"]))
+    return SeedPlan(origin=row["origin"], plan=_plan_of(row["plan"]), recipe=row["recipe"])
 
 
 # Trials
@@ -186,6 +197,9 @@ def trial_row(study_id: int, trial: TrialRecord) -> Row:
         "attempt": trial.attempt,
         "retry_of": trial.retry_of,
         "spec_key": key_of(trial.spec),
+        "recipe": trial.recipe,
+        "finetune": None if trial.recipe else trial.spec.finetune.to_json(),
+        "parent_key": trial.spec.parent,
         "plan_key": key_of(trial.spec.plan),
         "plan": plan_text(trial.spec.plan),
         "seed": trial.spec.seed,
@@ -230,24 +244,25 @@ def score_row(trial_id: int, split: str, score: Score) -> Row:
     return {"trial_id": trial_id, "split": split, **score.to_json()}
 
 
-def dense_spec_of(study: Row) -> TrialSpec:
-    """What the specs of all trials of a study share, with the plan that changes nothing."""
-    return TrialSpec(
-        study=study["study_key"],
-        plan=Plan(),
-        seed=0,
-        finetune=FinetuneConfig.from_json(study["finetune"]),
-        measure=MeasureConfig.from_json(study["measure"]),
-    )
+def specs_of(study: Row) -> dict[str, TrialSpec]:
+    """Recipe → what the specs of its trials share, with the plan that changes nothing."""
+    measure = MeasureConfig.from_json(study["measure"])
+    return {
+        recipe.name: TrialSpec(study=study["study_key"], plan=Plan(), seed=0, finetune=recipe.finetune, measure=measure)
+        for recipe in _recipes_of(study)
+    }
 
 
-def trial_of(row: Row, dense: TrialSpec, measurement: Row | None, seconds: Mapping[str, float]) -> TrialRecord:
-    """`dense` is `dense_spec_of` its study, `measurement` the row of the search, `seconds` those of each phase."""
+def trial_of(
+    row: Row, specs: Mapping[str, TrialSpec], measurement: Row | None, seconds: Mapping[str, float]
+) -> TrialRecord:
+    """`specs` is `specs_of` its study, `measurement` the row of the search, `seconds` those of each phase."""
     state = TrialState(row["state"])
     return TrialRecord(
         number=row["number"],
         origin=row["origin"],
-        spec=replace(dense, plan=_plan_of(row["plan"]), seed=row["seed"]),
+        spec=_spec_of(row, specs),
+        recipe=row["recipe"],
         state=state,
         attempt=row["attempt"],
         retry_of=row["retry_of"],
@@ -255,6 +270,12 @@ def trial_of(row: Row, dense: TrialSpec, measurement: Row | None, seconds: Mappi
         finished=row["finished"],
         result=None if state is TrialState.RUNNING else _result_of(row, state, measurement, seconds),
     )
+
+
+def _spec_of(row: Row, specs: Mapping[str, TrialSpec]) -> TrialSpec:
+    spec = specs[row["recipe"] or next(iter(specs))]
+    finetune = FinetuneConfig.from_json(row["finetune"]) if row["finetune"] else spec.finetune
+    return replace(spec, plan=_plan_of(row["plan"]), seed=row["seed"], finetune=finetune, parent=row["parent_key"])
 
 
 def _result_of(row: Row, state: TrialState, measurement: Row | None, seconds: Mapping[str, float]) -> TrialResult:

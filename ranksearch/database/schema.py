@@ -41,7 +41,7 @@ __all__ = [
     "trial",
 ]
 
-SCHEMA_VERSION = "0001"  # the newest revision in storage/migrations/versions
+SCHEMA_VERSION = "0002"  # the newest revision in storage/migrations/versions
 VERSION_TABLE = "rs_alembic_version"
 VIEWS = ("rs_attempts", "rs_trials", "rs_pareto", "rs_layers")  # in the order in which they build on each other
 
@@ -82,7 +82,7 @@ study = Table(
     Column("study_key", _KEY, nullable=False),
     Column("fingerprint", JSON, nullable=False),
     Column("objectives", _NAME, nullable=False),
-    Column("finetune", JSON, nullable=False),
+    Column("finetune", JSON, nullable=False),  # the recipes, in order
     Column("measure", JSON, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("environment", JSON, nullable=False),
@@ -127,6 +127,7 @@ seed = Table(
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("origin", _NAME, nullable=False),
     Column("plan", _LONG, nullable=False),
+    Column("recipe", _WORD),
     **_EXACT_TEXT,
 )
 
@@ -162,6 +163,9 @@ trial = Table(
     Column("peak_memory_bytes", BigInteger),
     Column("retryable", Boolean, nullable=False),
     Column("environment", JSON(none_as_null=True)),
+    Column("recipe", _WORD),
+    Column("finetune", JSON(none_as_null=True)),  # where the recipe is not one of the study's
+    Column("parent_key", _KEY),
     UniqueConstraint("study_id", "number"),
     # The same requeue twice is refused; many rows that are no retry are not.
     UniqueConstraint("study_id", "retry_of", "attempt"),

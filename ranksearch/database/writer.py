@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from ranksearch.database import rows, schema
 from ranksearch.database.lookup import require_study, require_trial, trial_records
@@ -31,6 +31,22 @@ class Writer(Store):
     def finish_trial(self, study: str, number: int, result: TrialResult, finished: str) -> None:
         """`finished` is ISO 8601, UTC. The same result again changes nothing; another one raises StorageError."""
         self.write(lambda connection: _finish_trial(connection, study, number, result, finished))
+
+    def add_trial(self, study: str, trial: TrialRecord) -> TrialRecord:
+        """A finished trial that no search ran, whole or not at all, under the next free number, which is returned with
+        it. Raises as `start_trial` does."""
+
+        def add(connection: Connection) -> TrialRecord:
+            study_id = require_study(connection, study)["id"]
+            last = connection.scalar(select(func.max(schema.trial.c.number)).where(schema.trial.c.study_id == study_id))
+            added = replace(trial, number=0 if last is None else last + 1)
+            _start_trial(connection, study, replace(added, state=TrialState.RUNNING, result=None, finished=None))
+            assert added.result is not None
+            assert added.finished is not None
+            _finish_trial(connection, study, added.number, added.result, added.finished)
+            return added
+
+        return self.write(add)
 
     def add_measurement(self, study: str, number: int, measurement: Measurement, kind: str = "fresh") -> None:
         """`kind` is `search` for the measurement that the search saw, `fresh` for a later one."""
@@ -91,7 +107,7 @@ def _layer_ids(connection: Connection, study_id: int) -> dict[str, int]:
 
 def _start_trial(connection: Connection, study: str, trial: TrialRecord) -> None:
     found = require_study(connection, study)
-    _check_belongs(trial, rows.dense_spec_of(found))
+    _check_belongs(trial, rows.specs_of(found))
     layer_ids = _layer_ids(connection, found["id"])
     if foreign := [name for name in trial.spec.plan if name not in layer_ids]:
         raise ValueError(f"the plan names layer {foreign[0]!r}, which study {study!r} does not have")
@@ -100,10 +116,14 @@ def _start_trial(connection: Connection, study: str, trial: TrialRecord) -> None
     _insert(connection, schema.choice, chosen)
 
 
-def _check_belongs(trial: TrialRecord, dense: TrialSpec) -> None:
+def _check_belongs(trial: TrialRecord, specs: Mapping[str, TrialSpec]) -> None:
     if trial.state is not TrialState.RUNNING or trial.result or trial.finished:
         raise ValueError(f"trial {trial.number} is {trial.state.value}; a trial starts without a result")
-    if replace(trial.spec, plan=dense.plan, seed=dense.seed) != dense:
+    if trial.recipe is None and trial.spec.parent is None:
+        raise ValueError(f"trial {trial.number} has a recipe of its own, and no parent whose model it goes on from")
+    first = next(iter(specs.values()))
+    dense = specs.get(trial.recipe) if trial.recipe else replace(first, finetune=trial.spec.finetune)
+    if dense is None or replace(trial.spec, plan=dense.plan, seed=dense.seed, parent=None) != dense:
         raise ValueError(f"trial {trial.number} has another study key, fine-tune or measure settings than its study")
 
 

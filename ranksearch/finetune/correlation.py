@@ -4,11 +4,6 @@
 
 corr is the matrix of Pearson's correlations of the rows. A constant row, which has none, counts as correlated with no
 other. Source: Kahatapitiya, Rodrigo 2021 (arXiv 1907.11432), section 3.3, with a weight of 0.01 on every tenth batch.
-
-That source shrinks the sparse variant's coefficients while it trains, by a rising threshold, to an amount that follows
-from the data. Here a plan says how many there are, and the search relies on it: which ones is chosen once, when the
-trained layer is decomposed (../factorize/redundancy.py drops them in small steps and solves for the others after each),
-and again at every projection of ATCD.
 """
 
 import torch

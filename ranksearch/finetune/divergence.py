@@ -23,17 +23,22 @@ class Watch:
     """What is kept of the losses so far."""
 
     seen: int = 0
+    skipped: int = 0  # of these, what was seen of the model before it was made smaller
     start: float = 0.0  # mean of the first losses
     recent: float = 0.0  # moving average since
     worse_since: tuple[int, float] | None = None  # (losses seen, progress) when it went above the start
+
+    def begin_again(self) -> None:
+        """The model has been made smaller: what it was before is no measure of it."""
+        self.skipped, self.worse_since = self.seen, None
 
     def look(self, loss: float, progress: float) -> None:
         """`progress`: the part of training that is done, 0 to 1. Raises NonFiniteError or DivergedError."""
         self.seen += 1
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss was {loss} at fine-tuning step {self.seen}")
-        if self.seen <= FIRST:
-            self.start += (loss - self.start) / self.seen
+        if (counted := self.seen - self.skipped) <= FIRST:
+            self.start += (loss - self.start) / counted
             self.recent = self.start
             return
         self.recent = SMOOTHING * self.recent + (1 - SMOOTHING) * loss

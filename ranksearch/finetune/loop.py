@@ -1,7 +1,7 @@
 """The training loop: a step a batch, until the steps, epochs or seconds of the config are over."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -13,11 +13,13 @@ from torch import nn
 from ranksearch.finetune.atcd import Composed
 from ranksearch.finetune.average import Average
 from ranksearch.finetune.batches import Batch, autocast
+from ranksearch.finetune.blocks import BlockTeacher, outputs_of
 from ranksearch.finetune.checkpoint import load_checkpoint, save_checkpoint
 from ranksearch.finetune.correlation import primary_correlation
 from ranksearch.finetune.divergence import Watch
 from ranksearch.finetune.loss import batch_loss
 from ranksearch.finetune.schedule import learning_rate, make_optimizer
+from ranksearch.finetune.sparsity import Thinning
 from ranksearch.inputs import forward, in_float32
 from ranksearch.layers import FoundLayer
 from ranksearch.records import FinetuneConfig, Plan, key_of
@@ -37,20 +39,26 @@ def finetune(
     *,
     plan: Plan | None = None,
     layers: Iterable[FoundLayer] = (),
+    dense: nn.Module | None = None,
     checkpoint: Path | None = None,
+    on_step: Callable[[float, float], None] | None = None,
 ) -> float:
     """Train `model` in place, for one step a batch at most. Returns the last loss.
 
-    plan, layers: what was compressed, and the dense model's layers; ATCD by projection needs them.
+    plan, layers, dense: what was compressed, the dense model's layers and itself, which is left as it is. ATCD by
+    projection needs the first two, the sparsity schedule and the distillation of blocks all three.
     checkpoint: a file that takes the state every minute. Where it is there, training goes on from it, and ends
     with the weights that it would have had uninterrupted (seconds as a bound apart); `batches` are then all of them
     again. It stays when training is over: remove it when the result is kept.
+    on_step: hears after every step which part of the training is done, 0 to 1, and the loss.
 
     Raises NonFiniteError at the first loss that is NaN or infinite, DivergedError where it stays worse than at the
     start for long, ConfigError where the checkpoint is another's.
     """
     composed = Composed(model, plan, layers) if plan and config.atcd == "project" else None
-    training = _Training(composed.dense if composed else model, task, config, device)
+    thinning = _thinning(model, task, config, plan, layers, dense)
+    trained = composed.dense if composed else thinning.model if thinning else model
+    training = _Training(trained, task, config, device, _teacher(config, plan, dense, device))
     key = key_of({"finetune": config, "plan": plan or Plan()})
     if checkpoint and (state := load_checkpoint(checkpoint, key)):
         training.load_state(state)
@@ -64,21 +72,51 @@ def finetune(
         if composed and training.step % config.atcd_period == 0:
             composed.project()
         training.seconds = perf_counter() - start
+        if thinning and thinning.drop(training.progress):
+            training.watch.begin_again()
+        if on_step:
+            on_step(training.progress, training.loss)
         if checkpoint and perf_counter() - saved >= SAVE_SECONDS:
             save_checkpoint(checkpoint, key, training.state())
             saved = perf_counter()
     training.average.write()
     if composed:
         composed.write()
+    if thinning:
+        thinning.write()
     model.eval()
     return training.loss
+
+
+def _thinning(
+    model: nn.Module,
+    task: Task,
+    config: FinetuneConfig,
+    plan: Plan | None,
+    layers: Iterable[FoundLayer],
+    dense: nn.Module | None,
+) -> Thinning | None:
+    """None where no steps come that could make up for what goes."""
+    if not plan or dense is None or not config.sparsity_until or config.num_steps(len(task.train)) == 0:
+        return None
+    return Thinning(model, plan, layers, dense, until=config.sparsity_until, init=config.init)
+
+
+def _teacher(
+    config: FinetuneConfig, plan: Plan | None, dense: nn.Module | None, device: torch.device
+) -> BlockTeacher | None:
+    if not plan or dense is None or not config.block_distillation:
+        return None
+    return BlockTeacher(dense, plan, config.precision, device)
 
 
 class _Training:
     """All that changes from step to step."""
 
-    def __init__(self, model: nn.Module, task: Task, config: FinetuneConfig, device: torch.device) -> None:
-        self.model, self.config, self.device = model, config, device
+    def __init__(
+        self, model: nn.Module, task: Task, config: FinetuneConfig, device: torch.device, teacher: BlockTeacher | None
+    ) -> None:
+        self.model, self.config, self.device, self.teacher = model, config, device, teacher
         self.num_steps = config.num_steps(len(task.train))
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config)
@@ -98,9 +136,12 @@ class _Training:
         config = self.config
         self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.progress)
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(config.precision, self.device):
+        blocks = self.teacher.blocks if self.teacher else ()
+        with autocast(config.precision, self.device), outputs_of(self.model, blocks) as of_blocks:
             outputs = in_float32(forward(self.model, batch.inputs))
         loss = self._loss_of(outputs, batch)
+        if self.teacher:
+            loss = loss + config.block_distillation * self.teacher.distance(of_blocks, batch.inputs)
         self.loss = float(loss.detach())
         self.watch.look(self.loss, self.progress)
         if config.correlation_weight and self.step % config.correlation_period == 0:

@@ -1,4 +1,4 @@
-"""The study as Optuna keeps it, in the same SQL database: one row a trial, one ordered integer a layer.
+"""The study as Optuna keeps it, in the same SQL database: one row a trial, one ordered integer a layer, and the recipe.
 
 Our own tables are written first and Optuna's follow; `catch_up` makes up for a driver that was killed in between. So
 nothing here decides anything, and every Optuna tool can look at a running study.
@@ -6,20 +6,21 @@ nothing here decides anything, and every Optuna tool can look at a running study
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from ranksearch.database import Database, configure, engine_arguments
 from ranksearch.errors import ConfigError
-from ranksearch.records import OBJECTIVES, StudyRecord, TrialRecord, TrialState
+from ranksearch.records import OBJECTIVES, Proposal, StudyRecord, TrialRecord, TrialState
 from ranksearch.space import SearchSpace
 
-__all__ = ["OptunaMirror", "distributions", "frozen_trial", "values_of"]
+__all__ = ["OptunaMirror", "distributions", "frozen_trial", "proposal_of", "values_of"]
 
 OPTUNA_STATE = {
     TrialState.RUNNING: OptunaState.RUNNING,
@@ -33,8 +34,24 @@ def directions(objectives: Sequence[str]) -> list[StudyDirection]:
     return [StudyDirection.MINIMIZE if OBJECTIVES[o] else StudyDirection.MAXIMIZE for o in objectives]
 
 
+RECIPE = "@recipe"  # beside the layers, where there are several recipes
+
+
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    return {layer: IntDistribution(0, size - 1) for layer, size in space.sizes.items()}
+    found: dict[str, BaseDistribution] = {layer: IntDistribution(0, size - 1) for layer, size in space.sizes.items()}
+    if len(space.recipes) > 1:
+        found[RECIPE] = CategoricalDistribution(space.recipes)
+    return found
+
+
+def proposal_of(params: Mapping[str, Any], space: SearchSpace) -> Proposal:
+    return space.proposal(space.plan(params), params.get(RECIPE, space.recipes[0]))
+
+
+def _params(record: TrialRecord, space: SearchSpace) -> dict[str, Any]:
+    """Without the recipe where there is no choice, and where the trial has one of its own."""
+    chosen = {RECIPE: record.recipe} if len(space.recipes) > 1 and record.recipe else {}
+    return space.indices(record.spec.plan) | chosen
 
 
 def values_of(record: TrialRecord, objectives: Sequence[str]) -> list[float] | None:
@@ -45,16 +62,18 @@ def values_of(record: TrialRecord, objectives: Sequence[str]) -> list[float] | N
 
 
 def frozen_trial(record: TrialRecord, space: SearchSpace, objectives: Sequence[str]) -> FrozenTrial:
+    params = _params(record, space)
     return optuna.trial.create_trial(
         state=OPTUNA_STATE[record.state],
         values=values_of(record, objectives),
-        params=space.indices(record.spec.plan),
-        distributions=distributions(space),
+        params=params,
+        distributions={name: kind for name, kind in distributions(space).items() if name in params},
         user_attrs={
             "origin": record.origin,
             "attempt": record.attempt,
             "retry_of": record.retry_of,
             "plan": record.spec.plan.to_json(),
+            "recipe": record.recipe,
         },
     )
 
@@ -65,7 +84,7 @@ class OptunaMirror:
     def __init__(self, database: Database, study: StudyRecord) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
         self._record = study
-        self._space = SearchSpace(study.layers)
+        self._space = SearchSpace.of(study)
         url = database.url
         self._storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_arguments(url))
         configure(self._storage.engine)

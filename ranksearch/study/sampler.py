@@ -5,17 +5,17 @@ sampler draws on a copy of the study in memory, since drawing on a SQL study cos
 """
 
 import logging
-import math
 import random
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from ranksearch.records import Plan, TrialRecord, TrialState
+from ranksearch.records import Proposal, TrialRecord, TrialState
 from ranksearch.space import SearchSpace
-from ranksearch.study.mirror import directions, distributions, frozen_trial, values_of
+from ranksearch.study.mirror import directions, distributions, frozen_trial, proposal_of, values_of
 
 __all__ = ["Sampler", "TPESampler"]
 
@@ -23,8 +23,8 @@ ASKS = 8  # asks after which a proposal that is already known gives way to a mut
 
 
 class Sampler(Protocol):
-    def propose(self) -> Plan | None:
-        """A plan that no trial has yet; None when the space holds no more."""
+    def propose(self) -> Proposal | None:
+        """What no trial has yet; None when the space holds no more."""
         ...
 
     def observe(self, record: TrialRecord) -> None: ...
@@ -42,44 +42,52 @@ class TPESampler:
         seed = hash((seed, len(history))) % 2**32
         self._space, self._objectives = space, tuple(objectives)
         self._random = random.Random(seed)
-        self._seen: set[Plan] = set()
-        self._asked: dict[Plan, int] = {}
+        self._seen: set[Proposal] = set()
+        self._asked: dict[Proposal, int] = {}
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
         self._study = optuna.create_study(directions=directions(objectives), sampler=sampler)
         for record in history:
             self.observe(record)
 
-    def propose(self) -> Plan | None:
-        if len(self._seen) >= math.prod(self._space.sizes.values()):
+    def propose(self) -> Proposal | None:
+        if len(self._seen) >= self._space.num_proposals:
             return None
-        indices = {}
+        params = {}
         for _ in range(ASKS):
             trial = self._study.ask(distributions(self._space))
-            plan = self._space.plan(trial.params)
-            if plan not in self._seen:
-                self._seen.add(plan)
-                self._asked[plan] = trial.number
-                return plan
+            proposal = proposal_of(trial.params, self._space)
+            if proposal not in self._seen:
+                self._seen.add(proposal)
+                self._asked[proposal] = trial.number
+                return proposal
             self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            indices = dict(trial.params)
-        return self._mutation(indices)
+            params = dict(trial.params)
+        return self._mutation(params)
 
-    def _mutation(self, indices: dict[str, int]) -> Plan:
-        """A random walk from `indices`, one layer a step, until a plan is new."""
-        sizes = self._space.sizes
-        while (plan := self._space.plan(indices)) in self._seen:
-            layer = self._random.choice(list(sizes))
-            indices[layer] = self._random.randrange(sizes[layer])
-        self._seen.add(plan)
-        return plan
+    def _mutation(self, params: dict[str, Any]) -> Proposal:
+        """A random walk from `params`, one of them a step, until a proposal is new."""
+        choices = distributions(self._space)
+        while (proposal := proposal_of(params, self._space)) in self._seen:
+            name = self._random.choice(list(choices))
+            params[name] = self._drawn(choices[name])
+        self._seen.add(proposal)
+        return proposal
+
+    def _drawn(self, choices: BaseDistribution) -> Any:
+        if isinstance(choices, CategoricalDistribution):
+            return self._random.choice(choices.choices)
+        assert isinstance(choices, IntDistribution)
+        return self._random.randint(choices.low, choices.high)
 
     def observe(self, record: TrialRecord) -> None:
-        plan = record.spec.plan
-        self._seen.add(plan)
+        if record.recipe is None:
+            return  # trained for longer, by a recipe of its own: nothing to learn a proposal's worth from
+        proposal = self._space.proposal(record.spec.plan, record.recipe)
+        self._seen.add(proposal)
         if record.state is TrialState.RUNNING:
             return
-        asked = self._asked.pop(plan, None)
+        asked = self._asked.pop(proposal, None)
         if asked is None:
             self._study.add_trial(frozen_trial(record, self._space, self._objectives))
         else:

@@ -5,8 +5,8 @@ Running it again with the same arguments resumes; a larger budget extends.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -17,11 +17,13 @@ from ranksearch.evaluate import evaluate
 from ranksearch.layers import find_layers
 from ranksearch.outbox import Outbox
 from ranksearch.profile import Description, describe
+from ranksearch.recipes import recipes_of
 from ranksearch.records import (
     FinetuneConfig,
     LayerRecord,
     MeasureConfig,
     Plan,
+    Recipe,
     Score,
     SeedPlan,
     StudyRecord,
@@ -40,7 +42,7 @@ from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import ClusterConfig, Executor, WorkerSetup
 from ranksearch.workers.inline import InlineExecutor
 
-__all__ = ["Listener", "SearchConfig", "device_of", "run_search"]
+__all__ = ["Listener", "SearchConfig", "device_of", "run_search", "seeds_of"]
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
 
@@ -73,7 +75,7 @@ class SearchConfig:
     space: SpaceConfig = field(default_factory=lambda: load_space("default"))
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    finetune: FinetuneConfig | Mapping[str, Any] = field(default_factory=dict[str, Any])  # as `recipes_of` takes it
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     executor: str = "ray"  # ray | inline
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -96,6 +98,11 @@ class SearchConfig:
         if self.trial_timeout_seconds is not None and self.trial_timeout_seconds <= 0:
             raise ConfigError(f"trial timeout is {self.trial_timeout_seconds:g} s; it must be more than 0")
 
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Raises ConfigError."""
+        return recipes_of(self.space.recipes, self.finetune)
+
 
 def run_search(task: Task, config: SearchConfig, listener: Listener | None = None) -> Study:
     """Search until the study has `config.budget` finished trials, then score its front on the test split.
@@ -115,7 +122,7 @@ def run_search(task: Task, config: SearchConfig, listener: Listener | None = Non
     try:
         listener.on_stage("looking at the model on a worker")
         known = existing or config  # what a study has resolved is not probed again
-        description = executor.call(describe, known.finetune, known.measure, executor.cores)
+        description = executor.call(describe, known.recipes, known.measure, executor.cores)
         with Database.open(config.storage) as database, study_lock(database, name):
             study = database.load_study(name) or _new_study(database, name, config, layers, description, intent)
             _compare(name, study.fingerprint, intent | _device_fingerprint(description))
@@ -156,7 +163,7 @@ def _fingerprint(task: Task, config: SearchConfig) -> dict[str, str]:
         "space": key_of(config.space.model_dump(mode="json")),
         "objectives": ", ".join(config.space.objectives),
         "seed": str(config.seed),
-        "finetune": key_of(config.finetune),
+        "finetune": key_of({"recipes": config.recipes}),
         "measure": key_of(config.measure),
     }
 
@@ -210,8 +217,8 @@ def _new_study(
         fingerprint=intent | _device_fingerprint(description),
         objectives=config.space.objectives,
         layers=layers,
-        seeds=(SeedPlan(origin="dense", plan=Plan()), *uniform_sweep(layers)),
-        finetune=description.finetune,
+        seeds=seeds_of(layers, description.recipes),
+        recipes=description.recipes,
         measure=description.measure,
         seed=config.seed,
         environment=description.environment,
@@ -219,6 +226,14 @@ def _new_study(
     )
     database.save_study(study)
     return study
+
+
+def seeds_of(layers: tuple[LayerRecord, ...], recipes: tuple[Recipe, ...]) -> tuple[SeedPlan, ...]:
+    """The dense model and the sweep by the first recipe; a few of the sweep by every other, lest a sampler that has
+    never seen a recipe should never try it."""
+    sweep = uniform_sweep(layers)
+    others = (replace(seed, recipe=recipe.name) for recipe in recipes[1:] for seed in sweep[2::4])
+    return (SeedPlan(origin="dense", plan=Plan()), *sweep, *others)
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -231,7 +246,7 @@ def _run_trials(
     try:
         trials = database.trials(study.name)
         mirror.catch_up(trials)
-        space = SearchSpace(study.layers)
+        space = SearchSpace.of(study)
         source = StudySource(
             database=database,
             mirror=mirror,
@@ -262,17 +277,18 @@ def _score_front(database: Database, study: StudyRecord, executor: Executor, lis
     if not missing:
         return
     listener.on_stage(f"scoring {len(missing)} trials on the test split")
-    specs = [database.trial(study.name, n).spec for n in missing]
-    for number, score in zip(missing, executor.call(score_on_test, specs), strict=True):
+    lineages = [database.lineage(study.name, n) for n in missing]
+    for number, score in zip(missing, executor.call(score_on_test, lineages), strict=True):
         if score is not None:
             database.add_score(study.name, number, "test", score)
 
 
-def score_on_test(bench: Workbench, specs: list[TrialSpec]) -> list[Score | None]:
+def score_on_test(bench: Workbench, lineages: list[list[TrialSpec]]) -> list[Score | None]:
     """Each trial's model on the test split: from its kept weights, or trained again where they are elsewhere."""
     if bench.task.test is None:
-        return [None] * len(specs)
+        return [None] * len(lineages)
     with bench.lock.shared():
         return [
-            evaluate(restored(bench, spec), bench.task.test, bench.task.metric, device=bench.device) for spec in specs
+            evaluate(restored(bench, lineage), bench.task.test, bench.task.metric, device=bench.device)
+            for lineage in lineages
         ]

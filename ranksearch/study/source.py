@@ -12,7 +12,16 @@ from datetime import UTC, datetime
 from ranksearch.database import Database
 from ranksearch.errors import TooManyFailuresError
 from ranksearch.outbox import Outbox
-from ranksearch.records import OBJECTIVES, Plan, StudyRecord, TrialRecord, TrialResult, TrialSpec, TrialState, key_of
+from ranksearch.records import (
+    OBJECTIVES,
+    Proposal,
+    StudyRecord,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    key_of,
+)
 from ranksearch.study.mirror import OptunaMirror, values_of
 from ranksearch.study.sampler import Sampler
 from ranksearch.workers.executor import Job
@@ -57,8 +66,10 @@ class StudySource:
         self._budget, self._max_failures, self._on_trial = budget, max_failures, on_trial
         self._in_driver = in_driver  # trials run in this process
         self._dry = False  # the space holds no more plans
-        tried = {trial.spec.plan for trial in trials}
-        self._seeds = deque(seed for seed in study.seeds if seed.plan not in tried)
+        self._recipes = {recipe.name: recipe.finetune for recipe in study.recipes}
+        self._first = study.recipes[0].name
+        tried = {(trial.spec.plan, trial.recipe) for trial in trials}
+        self._seeds = deque(seed for seed in study.seeds if (seed.plan, seed.recipe or self._first) not in tried)
         self._front: dict[int, list[float]] = {}  # number -> objectives, all to be minimised
         for trial in trials:
             self._update_front(trial)
@@ -82,29 +93,39 @@ class StudySource:
 
     @property
     def num_claimed(self) -> int:
-        """Logical trials: neither superseded by a retry nor waiting for one."""
-        return len(self._trials) - len(self._superseded()) - len(self._awaiting())
+        """Logical trials of the search: neither superseded by a retry nor waiting for one, nor trained on later."""
+        searched = sum(trial.recipe is not None for trial in self._trials.values())
+        return searched - len(self._superseded()) - len(self._awaiting())
 
     def _proposals(self) -> Iterator[TrialRecord]:
         for lost in self._awaiting():
             attempt = lost.attempt + (not _is_blameless(lost))
-            yield self._record(lost.spec.plan, lost.origin, attempt=attempt, retry_of=lost.number)
+            proposal = Proposal(plan=lost.spec.plan, recipe=lost.recipe or self._first)
+            yield self._record(proposal, lost.origin, attempt=attempt, retry_of=lost.number)
         if self.num_claimed >= self._budget:
             return
         if self._seeds:
             seed = self._seeds.popleft()
-            yield self._record(seed.plan, seed.origin)
-        plan = None if self._dry else self._sampler.propose()
-        if plan is None:
+            yield self._record(Proposal(plan=seed.plan, recipe=seed.recipe or self._first), seed.origin)
+        proposal = None if self._dry else self._sampler.propose()
+        if proposal is None:
             self._dry = True
             return
-        yield self._record(plan, "sampler")
+        yield self._record(proposal, "sampler")
 
-    def _record(self, plan: Plan, origin: str, *, attempt: int = 0, retry_of: int | None = None) -> TrialRecord:
-        study = self._study
-        spec = TrialSpec(study=study.key, plan=plan, seed=study.seed, finetune=study.finetune, measure=study.measure)
-        number = len(self._trials)
-        return TrialRecord(number=number, origin=origin, spec=spec, attempt=attempt, retry_of=retry_of, started=now())
+    def _record(self, chosen: Proposal, origin: str, *, attempt: int = 0, retry_of: int | None = None) -> TrialRecord:
+        study, finetune = self._study, self._recipes[chosen.recipe]
+        return TrialRecord(
+            number=len(self._trials),
+            origin=origin,
+            spec=TrialSpec(
+                study=study.key, plan=chosen.plan, seed=study.seed, finetune=finetune, measure=study.measure
+            ),
+            recipe=chosen.recipe,
+            attempt=attempt,
+            retry_of=retry_of,
+            started=now(),
+        )
 
     def _superseded(self) -> set[int]:
         return {trial.retry_of for trial in self._trials.values() if trial.retry_of is not None}

@@ -1,5 +1,6 @@
 """A stored study, to query and to take models from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ranksearch.errors import ModelError, NotFoundError
 from ranksearch.outbox import Outbox
 from ranksearch.records import StudyRecord, TrialRecord, TrialSpec, TrialState, key_of, nearest
 from ranksearch.tasks import Task
-from ranksearch.trial import train
+from ranksearch.trial import start, train
 from ranksearch.workbench import Workbench
 
 __all__ = ["DEFAULT_STORAGE", "ParetoFilter", "Study", "files_folder", "restored"]
@@ -121,7 +122,12 @@ class Study:
             raise ModelError("a study read from a database does not hold the model and data; give task=")
         self.check_task(task)
         bench = Workbench(task, torch.device(device), outbox=Outbox(files_folder(self.storage, self.name)))
-        return restored(bench, record.spec)
+        return restored(bench, self.lineage(trial))
+
+    def lineage(self, trial: int) -> list[TrialSpec]:
+        """The specs of a trial and of those whose models it goes on from, its own last. Raises NotFoundError."""
+        with Database.open(self.storage, create=False) as database:
+            return database.lineage(self.name, trial)
 
     def check_task(self, task: Task) -> None:
         stored, given = self.record.fingerprint, task.fingerprint()
@@ -131,11 +137,15 @@ class Study:
                 raise ModelError(f"the study was made with another model: its {part} hash is {was}, this one's {got}")
 
 
-def restored(bench: Workbench, spec: TrialSpec) -> nn.Module:
-    """The trained model of a finished trial: from its kept weights, or trained again where they are not here."""
-    candidate = bench.compress(spec.plan)
+def restored(bench: Workbench, lineage: Sequence[TrialSpec]) -> nn.Module:
+    """The trained model of a finished trial: from its kept weights, or trained again where they are not here.
+
+    lineage: the trial's spec last, before it those whose models it goes on from.
+    """
+    *before, spec = lineage
     weights = bench.outbox.weights(key_of(spec)) if bench.outbox is not None else None
     if weights is None:
-        return train(candidate, spec, bench).model
+        return train(restored(bench, before) if before else start(spec, bench), spec, bench).model
+    candidate = bench.compress(spec.plan)
     candidate.load_state_dict(weights)
     return candidate.eval()

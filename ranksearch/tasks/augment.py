@@ -1,11 +1,12 @@
 """Random views of a batch of images, one draw an image, all at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-__all__ = ["Affine", "CropFlip"]
+__all__ = ["Affine", "CropFlip", "Raw"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,3 +72,19 @@ class Affine:
             wide * angle.sin(), high * angle.cos(), self.shift * drawn[5],
         ]  # fmt: skip
         return torch.stack(rows, dim=1).view(num, 2, 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Raw:
+    """Another `view`, of images as they were before every pixel was normalised by its own `mean` and `std` (C, H, W).
+
+    Pixels that move or change places would else keep what belongs to the old place.
+    """
+
+    view: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        mean, std = self.mean.to(images), self.std.to(images)
+        return (self.view(images * std + mean, generator) - mean) / std

@@ -13,6 +13,7 @@ from ranksearch.inputs import Inputs, num_examples, take, tensors
 __all__ = ["ArraySplit", "DatasetSplit", "Indices", "Part", "Split", "split_off", "targets_of"]
 
 Indices = torch.Tensor | Sequence[int]
+Statistic = Sequence[float] | torch.Tensor
 
 
 @runtime_checkable
@@ -31,19 +32,19 @@ class ArraySplit:
     pixel).
 
     inputs: (N, …), or a tuple or dict of such; uint8 is read as an image and divided by 255. targets: (N, …).
-    mean, std: one value a channel (dimension 1); empty: no normalisation. Raises DataError when lengths differ.
+    mean, std: one value a channel (dimension 1), or tensors with the shape of an example; empty: no normalisation.
+    Raises DataError when lengths differ.
     """
 
     fixed = True  # the same index always gives the same values
 
-    def __init__(self, inputs: Inputs, targets: Any, mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
+    def __init__(self, inputs: Inputs, targets: Any, mean: Statistic = (), std: Statistic = ()) -> None:
         lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors((inputs, targets))}
         if len(lengths) != 1:
             raise DataError(f"inputs and targets are of lengths {sorted(lengths)}; give one target an input")
         self.inputs = inputs
         self.targets = targets
-        self.mean = tuple(float(m) for m in mean)
-        self.std = tuple(float(s) for s in std)
+        self.mean, self.std = _as_given(mean), _as_given(std)
 
     def __len__(self) -> int:
         return num_examples(self.inputs)
@@ -55,10 +56,20 @@ class ArraySplit:
     def _normalise(self, inputs: torch.Tensor) -> torch.Tensor:
         if inputs.dtype == torch.uint8:
             inputs = inputs.float().div_(255)
-        if not self.mean:
+        if len(self.mean) == 0:
             return inputs
-        channels = (1, -1) + (1,) * (inputs.dim() - 2)
-        return (inputs - torch.tensor(self.mean).view(channels)) / torch.tensor(self.std).view(channels)
+        return (inputs - _spread(self.mean, inputs)) / _spread(self.std, inputs)
+
+
+def _as_given(statistic: Statistic) -> torch.Tensor | tuple[float, ...]:
+    return statistic if isinstance(statistic, torch.Tensor) else tuple(float(value) for value in statistic)
+
+
+def _spread(statistic: Statistic, inputs: torch.Tensor) -> torch.Tensor:
+    """To be broadcast with inputs (N, …)."""
+    if isinstance(statistic, torch.Tensor):
+        return statistic
+    return torch.tensor(statistic).view(1, -1, *(1,) * (inputs.dim() - 2))
 
 
 class DatasetSplit:

@@ -20,6 +20,11 @@ SELECT
     c.low AS test_accuracy_low,
     c.high AS test_accuracy_high,
     t.origin AS origin,
+    t.recipe AS recipe,
+    (
+        SELECT MAX(p.number) FROM rs_trial p
+        WHERE p.study_id = t.study_id AND p.spec_key = t.parent_key AND p.state = 'complete'
+    ) AS parent,
     t.attempt AS attempt,
     t.retry_of AS retry_of,
     t.reason AS reason,

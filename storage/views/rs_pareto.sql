@@ -63,6 +63,6 @@ SELECT
     t.study, t.trial, t.state, t.accuracy, t.accuracy_low, t.accuracy_high,
     t.latency_ms, t.latency_ratio, t.latency_ratio_low, t.latency_ratio_high, t.speedup,
     t.parameters, t.macs, t.bytes, t.test_accuracy, t.test_accuracy_low, t.test_accuracy_high,
-    t.origin, t.attempt, t.retry_of, t.reason, t.plan, t.seconds_total
+    t.origin, t.recipe, t.parent, t.attempt, t.retry_of, t.reason, t.plan, t.seconds_total
 FROM rs_trials t
 JOIN front f ON f.study = t.study AND f.trial = t.trial

@@ -325,3 +325,34 @@ def test_doctor_without_a_model_looks_at_the_machine(tmp_path, monkeypatch, rank
     assert code == 0
     assert json.loads(out)["layers"] is None
     assert list(tmp_path.iterdir()) == []
+
+
+# --- finetune --------------------------------------------------------------------------------------------------------
+
+
+def test_finetune_prints_the_trial_and_its_child_and_what_comes_next(project, ranksearch):
+    code, out, err = ranksearch("finetune", "3", "--epochs", "0.5", "--learning-rate", "0.001", "--format", "json")
+    assert code == 0
+    parent, child = json.loads(out)
+    assert (parent["trial"], child["trial"], child["parent"], child["origin"]) == (3, 8, 3, "finetune:3")
+    assert "training trial 3 on: 100 %" in err
+    assert "ranksearch export 8 --output trial-8" in err
+    assert ranksearch("export", "8", "--output", "kept")[0] == 0
+    shown = ranksearch("show", "8")[1]
+    assert "finetune:3" in shown
+    assert ranksearch("run", "--budget", "9")[0] == 0
+    rows = json.loads(ranksearch("trials", "--format", "json")[1])
+    assert [row["trial"] for row in rows] == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["3"], "how long to train is not given; say --epochs, --steps or --seconds"),
+        (["3", "--epochs", "-1"], "--epochs is -1.0; it must be 0 (no bound) or more"),
+        (["0", "--epochs", "1"], "trial 0 is the dense model; choose a complete trial with a smaller model"),
+        (["99", "--epochs", "1"], "trial 99 is not in study 'toy'; `ranksearch trials --study toy` lists them"),
+    ],
+)
+def test_a_finetune_that_cannot_be_is_one_line(project, ranksearch, words, said):
+    assert ranksearch("finetune", *words) == (2, "", f"error: {said}\n")

@@ -16,6 +16,7 @@ from ranksearch.records import (
     Measurement,
     Option,
     Plan,
+    Recipe,
     Score,
     SeedPlan,
     StudyRecord,
@@ -112,7 +113,10 @@ def studies(draw, name):
         seeds=tuple(
             SeedPlan(origin=origin, plan=draw(plans(layer_names))) for origin in draw(st.lists(names, max_size=3))
         ),
-        finetune=draw(finetunes),
+        recipes=tuple(
+            Recipe(name=recipe, finetune=draw(finetunes))
+            for recipe in draw(st.lists(names.filter(bool), unique=True, min_size=1, max_size=3))
+        ),
         measure=draw(measures),
         seed=draw(counts),
         environment=draw(environments),
@@ -145,12 +149,17 @@ def trials(draw, study, number):
     """A trial as it starts, and as it stands once it is finished (or the same, if it never is)."""
     plan = draw(plans([layer.name for layer in study.layers]))
     seed = draw(counts)
-    spec = TrialSpec(study=study.key, plan=plan, seed=seed, finetune=study.finetune, measure=study.measure)
+    recipe = draw(st.sampled_from(study.recipes))
+    spec = TrialSpec(study=study.key, plan=plan, seed=seed, finetune=recipe.finetune, measure=study.measure)
+    is_child = draw(st.booleans())
+    if is_child:
+        spec = replace(spec, finetune=draw(finetunes), parent=key_of(spec))
     retry_of = draw(st.none() | st.integers(0, number - 1)) if number else None
     started = TrialRecord(
         number=number,
         origin=draw(texts),
         spec=spec,
+        recipe=None if is_child else recipe.name,
         attempt=number if retry_of is not None else 0,
         retry_of=retry_of,
         started=draw(times),
@@ -182,7 +191,7 @@ def make_study(name="study", objectives=("latency", "accuracy"), num_layers=3):
             for i in range(num_layers)
         ),
         seeds=(SeedPlan(origin="dense", plan=Plan()),),
-        finetune=FinetuneConfig(),
+        recipes=(Recipe(name="default", finetune=FinetuneConfig()),),
         measure=MeasureConfig(),
         seed=0,
         environment=ENVIRONMENT,
@@ -192,9 +201,17 @@ def make_study(name="study", objectives=("latency", "accuracy"), num_layers=3):
 
 def make_trial(study, number, plan=None, *, origin="sampler", attempt=0, retry_of=None):
     plan = Plan() if plan is None else plan
-    spec = TrialSpec(study=study.key, plan=plan, seed=number, finetune=study.finetune, measure=study.measure)
-    started = f"2026-01-01T00:00:{number % 60:02}+00:00"
-    return TrialRecord(number=number, origin=origin, spec=spec, attempt=attempt, retry_of=retry_of, started=started)
+    recipe = study.recipes[0]
+    spec = TrialSpec(study=study.key, plan=plan, seed=number, finetune=recipe.finetune, measure=study.measure)
+    return TrialRecord(
+        number=number,
+        origin=origin,
+        spec=spec,
+        recipe=recipe.name,
+        attempt=attempt,
+        retry_of=retry_of,
+        started=f"2026-01-01T00:00:{number % 60:02}+00:00",
+    )
 
 
 def make_plan(*ranks):

@@ -1,5 +1,6 @@
 """Opening what is there, what is not, and what should not be touched."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ranksearch.database import Database, engine, migrate, store
+from ranksearch.database import Database, engine, migrate, schema, store
 from ranksearch.errors import ConfigError, NotFoundError, StorageError
 
 from .made import make_plan, make_study, make_trial, run_trial
@@ -217,7 +218,7 @@ def test_an_older_schema_waits_for_its_upgrade(url, filled):
     with pytest.raises(StorageError, match="ranksearch db upgrade"):
         Database.open(url, create=False)
     with Database.open(url, create=False, accept_older=True) as database:
-        assert database.check() == ["the schema is 0000, this ranksearch has 0001; run: ranksearch db upgrade"]
+        assert database.check() == ["the schema is 0000, this ranksearch has 0002; run: ranksearch db upgrade"]
 
 
 def test_upgrade_is_safe_to_repeat_and_makes_the_views_anew(url, filled):
@@ -242,7 +243,7 @@ def test_an_older_database_is_upgraded_with_its_views(url, filled, monkeypatch):
     def next_version(connection):
         connection.exec_driver_sql("ALTER TABLE rs_trial DROP COLUMN details")
         connection.exec_driver_sql("ALTER TABLE rs_trial ADD COLUMN details TEXT")
-        connection.exec_driver_sql("UPDATE rs_alembic_version SET version_num = '0001'")
+        connection.exec_driver_sql("UPDATE rs_alembic_version SET version_num = '0002'")
 
     monkeypatch.setattr(migrate, "_run_migrations", next_version)
     with Database.open(url) as database:
@@ -250,6 +251,34 @@ def test_an_older_database_is_upgraded_with_its_views(url, filled, monkeypatch):
         assert len(database.trials("study")) == 1
         with database.reading() as connection:
             assert connection.exec_driver_sql("SELECT COUNT(layer) FROM rs_layers").scalar() == 3
+
+
+def test_a_database_of_the_first_schema_keeps_its_study_and_trials(url, file):
+    """As that version wrote it: one way of training, told by the study."""
+    study = make_study()
+    trial = make_trial(study, 0, make_plan(1))
+    with Database.open(url) as database:
+        database.save_study(study)
+        run_trial(database, study, trial)
+        before = database.trials("study")
+    with sqlite3.connect(file) as connection:
+        for view in reversed(schema.VIEWS):
+            connection.execute(f"DROP VIEW {view}")
+        connection.execute("UPDATE rs_study SET finetune = ?", [json.dumps(study.recipes[0].finetune.to_json())])
+        for table, column in (
+            ("rs_seed", "recipe"),
+            ("rs_trial", "recipe"),
+            ("rs_trial", "finetune"),
+            ("rs_trial", "parent_key"),
+        ):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("UPDATE rs_alembic_version SET version_num = '0001'")
+    connection.close()
+    with Database.open(url) as database:
+        assert database.check() == []
+        assert database.load_study("study") == study
+        assert database.trials("study") == before
+        database.start_trial("study", make_trial(study, 1, make_plan(2)))
 
 
 def test_several_may_make_one_database_at_once(tmp_path):

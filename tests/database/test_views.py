@@ -47,6 +47,9 @@ def trial_rows(draw, number, failed):
         "state": state,
         "retry_of": draw(st.none() | st.sampled_from(failed)) if failed else None,
         "attempt": number,
+        "recipe": draw(st.sampled_from(["plain", "distil", None])),
+        "spec_key": draw(st.sampled_from(["a", "b", "c"])),
+        "parent_key": draw(st.sampled_from(["a", "b", None])),
         "accuracy": draw(maybe_accuracy),
         "parameters": draw(maybe_count),
         "macs": draw(maybe_count),
@@ -82,11 +85,10 @@ def fill(database, study, trials):
 def _insert_trial(connection, study_id, layer_ids, trial):
     kept = {name: trial[name] for name in trial.keys() & {column.name for column in schema.trial.c}}
     accuracy = trial["accuracy"]
-    row = kept | {
+    row = {"spec_key": "s"} | kept | {
         "study_id": study_id,
         "accuracy_low": accuracy and accuracy - 0.01,
         "accuracy_high": accuracy and accuracy + 0.01,
-        "spec_key": "s",
         "plan_key": "p",
         "plan": f'{{"trial":"{trial["number"]}"}}',
         "seed": 0,
@@ -131,6 +133,7 @@ def is_superseded(trial, trials):
 def expected_row(study, trial, trials):
     dense = [t for t in trials if t["origin"] == "dense" and t["state"] == "complete"]
     dense_ms = shown(dense[0])[1] if dense else None
+    parents = [t["number"] for t in trials if t["spec_key"] == trial["parent_key"] and t["state"] == "complete"]
     ratio, accuracy, test = shown(trial)[0], trial["accuracy"], trial["test"]
     return {
         "study": study,
@@ -151,6 +154,8 @@ def expected_row(study, trial, trials):
         "test_accuracy_low": test and test - 0.02,
         "test_accuracy_high": test and test + 0.02,
         "origin": trial["origin"],
+        "recipe": trial["recipe"],
+        "parent": max(parents, default=None),
         "attempt": trial["attempt"],
         "retry_of": trial["retry_of"],
         "reason": trial["reason"],

@@ -8,10 +8,12 @@ from ranksearch.errors import DivergedError, NonFiniteError
 from ranksearch.finetune.divergence import Watch
 
 
-def watched(losses: list[float]) -> int:
+def watched(losses: list[float], smaller_at: int | None = None) -> int:
     """How many losses were seen before it was ended; all of them where it was not."""
     watch = Watch()
     for step, loss in enumerate(losses):
+        if step == smaller_at:
+            watch.begin_again()
         try:
             watch.look(loss, step / len(losses))
         except DivergedError:
@@ -38,6 +40,12 @@ def test_a_short_training_is_not_ended_early():
 @given(st.lists(st.floats(0, 1), min_size=10, max_size=400))
 def test_losses_below_the_first_never_end_it(losses):
     assert watched([1.0] * 10 + losses) == len(losses) + 10
+
+
+def test_a_model_that_was_made_smaller_is_measured_by_what_it_is_since():
+    assert watched([0.1] * 300 + [1.2] * 700, smaller_at=300) == 1000
+    assert 820 < watched([0.1] * 300 + [1.2] * 20 + [1.5] * 680, smaller_at=300) <= 880
+    assert watched([0.1] * 10 + [1.2] * 390 + [1.3] * 10 + [1.5] * 400 + [0.1] * 190, smaller_at=400) == 1000
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -1,12 +1,11 @@
 """A study whose trials are pretended: plans have costs, results are made up, the database is real."""
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from ranksearch.allocate import uniform_sweep
 from ranksearch.database import Database
 from ranksearch.outbox import Outbox
 from ranksearch.records import (
@@ -19,9 +18,8 @@ from ranksearch.records import (
     MeasureConfig,
     Measurement,
     Option,
-    Plan,
+    Recipe,
     Score,
-    SeedPlan,
     StudyRecord,
     TrialResult,
     TrialSpec,
@@ -31,6 +29,7 @@ from ranksearch.records import (
 from ranksearch.space import SearchSpace
 from ranksearch.study.mirror import OptunaMirror
 from ranksearch.study.sampler import TPESampler
+from ranksearch.study.search import seeds_of
 from ranksearch.study.source import StudySource
 
 ENVIRONMENT = Environment(
@@ -53,16 +52,20 @@ def layer(name: str, num_ranks: int = 5) -> LayerRecord:
     )
 
 
-def study_record(num_layers: int = 4, name: str = "toy") -> StudyRecord:
+FINETUNE = FinetuneConfig(precision="float32", layout="contiguous", threads=1)
+
+
+def study_record(num_layers: int = 4, name: str = "toy", recipes: tuple[str, ...] = ("default",)) -> StudyRecord:
     layers = tuple(layer(f"layer{i}") for i in range(num_layers))
+    ways = tuple(Recipe(name=recipe, finetune=replace(FINETUNE, steps=20 + i)) for i, recipe in enumerate(recipes))
     return StudyRecord(
         name=name,
         created="2026-01-01T00:00:00.000+00:00",
         fingerprint={"model": "m", "device": "test"},
         objectives=("latency", "accuracy"),
         layers=layers,
-        seeds=(SeedPlan(origin="dense", plan=Plan()), *uniform_sweep(layers)),
-        finetune=FinetuneConfig(precision="float32", layout="contiguous", threads=1),
+        seeds=seeds_of(layers, ways),
+        recipes=ways,
         measure=MeasureConfig(batch_size=8),
         seed=3,
         environment=ENVIRONMENT,
@@ -94,7 +97,7 @@ def measurement(ratio: float) -> Measurement:
 
 def pretend(spec: TrialSpec, study: StudyRecord) -> TrialResult:
     """Fewer MACs are faster and less accurate, with some noise that the plan decides."""
-    space = SearchSpace(study.layers)
+    space = SearchSpace.of(study)
     indices = space.indices(spec.plan)
     kept = sum(lay.options[indices[lay.name]].cost.macs / lay.cost.macs for lay in space.searched) / len(space.searched)
     noise = int(key_of(spec), 16) % 1000 / 100_000
@@ -153,7 +156,7 @@ class Bench:
             mirror=mirror,
             study=study,
             trials=trials,
-            make_sampler=lambda history: TPESampler(SearchSpace(study.layers), study.objectives, 0, history),
+            make_sampler=lambda history: TPESampler(SearchSpace.of(study), study.objectives, 0, history),
             budget=budget,
             outbox=self.outbox,
             max_failures=self.max_failures,

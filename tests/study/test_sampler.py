@@ -1,25 +1,36 @@
 """Proposals: new ones only, the same for the same history; and Optuna's copy of the study."""
 
+from dataclasses import replace
+
 import optuna
 import pytest
 
+from ranksearch.allocate import uniform_sweep
 from ranksearch.errors import ConfigError
-from ranksearch.records import Plan, TrialRecord, TrialSpec, TrialState
+from ranksearch.records import Plan, Proposal, TrialRecord, TrialSpec, TrialState
 from ranksearch.space import SearchSpace
 from ranksearch.study.mirror import OptunaMirror
 from ranksearch.study.sampler import TPESampler
 from tests.study.conftest import Bench, pretend, study_record
 
 
-def finished(study, plan: Plan, number: int) -> TrialRecord:
-    spec = TrialSpec(study=study.key, plan=plan, seed=study.seed, finetune=study.finetune, measure=study.measure)
-    return TrialRecord(
-        number=number, origin="sampler", spec=spec, state=TrialState.COMPLETE, started="", result=pretend(spec, study)
+def finished(study, proposal: Proposal, number: int, **changed) -> TrialRecord:
+    finetune = {recipe.name: recipe.finetune for recipe in study.recipes}[proposal.recipe]
+    spec = TrialSpec(study=study.key, plan=proposal.plan, seed=study.seed, finetune=finetune, measure=study.measure)
+    record = TrialRecord(
+        number=number,
+        origin="sampler",
+        spec=spec,
+        recipe=proposal.recipe,
+        state=TrialState.COMPLETE,
+        started="",
+        result=pretend(spec, study),
     )
+    return replace(record, **changed)
 
 
 def sampler_of(study, history=(), seed=0) -> TPESampler:
-    return TPESampler(SearchSpace(study.layers), study.objectives, seed, list(history))
+    return TPESampler(SearchSpace.of(study), study.objectives, seed, list(history))
 
 
 def grow(study, num: int, seed=0) -> list[TrialRecord]:
@@ -30,16 +41,20 @@ def grow(study, num: int, seed=0) -> list[TrialRecord]:
     return records
 
 
-def test_every_proposal_is_new_even_while_others_run():
-    study = study_record(num_layers=2)
+# eleven options squared; with recipes as many again, but for the dense model, which is not trained
+@pytest.mark.parametrize(("recipes", "num"), [(("a",), 121), (("a", "b", "c"), 361)])
+def test_every_proposal_is_new_even_while_others_run(recipes, num):
+    study = study_record(num_layers=2, recipes=recipes)
     sampler, seen = sampler_of(study), set()
-    for number in range(121):  # the whole space: eleven options squared
-        plan = sampler.propose()
-        assert plan not in seen
-        seen.add(plan)
+    for number in range(num):
+        proposal = sampler.propose()
+        assert proposal not in seen
+        seen.add(proposal)
         if number % 3:
-            sampler.observe(finished(study, plan, number))
+            sampler.observe(finished(study, proposal, number))
     assert sampler.propose() is None
+    assert {proposal.recipe for proposal in seen} == set(recipes)
+    assert sum(not proposal.plan for proposal in seen) == 1
 
 
 def test_what_history_holds_is_not_proposed_again():
@@ -47,15 +62,25 @@ def test_what_history_holds_is_not_proposed_again():
     history = grow(study, 8)
     sampler = sampler_of(study, history)
     rest = {sampler.propose() for _ in range(3)}
-    assert not rest & {record.spec.plan for record in history}
+    assert not {proposal.plan for proposal in rest} & {record.spec.plan for record in history}
     assert sampler.propose() is None
 
 
 def test_the_same_history_and_seed_propose_the_same_and_a_longer_one_does_not():
-    study = study_record()
+    study = study_record(recipes=("a", "b"))
     history = grow(study, 15)
     assert sampler_of(study, history).propose() == sampler_of(study, history).propose()
     assert sampler_of(study, history).propose() != sampler_of(study, history[:-1]).propose()
+
+
+def test_a_trial_that_was_trained_on_says_nothing_of_its_plan():
+    study = study_record(num_layers=1)
+    history = grow(study, 3)
+    child = replace(history[-1], number=3, recipe=None)
+    sampler = sampler_of(study, [*history, child])
+    # pretended to have been the only trial of another plan, it would be avoided
+    assert len({sampler.propose() for _ in range(8)}) == 8
+    assert sampler.propose() is None
 
 
 def test_an_optuna_study_of_someone_else_is_left_alone(tmp_path):
@@ -79,3 +104,17 @@ def test_optuna_s_own_tools_read_the_study(bench):
     plans = [Plan.from_json(trial.user_attrs["plan"]) for trial in study.get_trials()]
     with bench.database() as database:
         assert plans == [record.spec.plan for record in database.trials("toy")]
+
+
+def test_optuna_sees_the_recipe_where_it_is_searched(tmp_path):
+    bench = Bench(tmp_path, study_record(recipes=("plain", "distil")))
+    bench.drive(30)
+    trials = optuna.load_study(study_name="toy", storage=bench.url).get_trials()
+    with bench.database() as database:
+        records = database.trials("toy")
+    assert [trial.params["@recipe"] for trial in trials] == [record.recipe for record in records]
+    seeds = [record.recipe for record in records if record.origin != "sampler"]
+    assert seeds == sorted(seeds, reverse=True)
+    assert seeds.count("distil") == len(uniform_sweep(bench.study.layers)[2::4]) > 1
+    steps = {"plain": 20, "distil": 21}
+    assert all(record.spec.finetune.steps == steps[record.recipe] for record in records)

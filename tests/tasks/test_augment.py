@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine, hflip
 
-from ranksearch.tasks.augment import Affine, CropFlip
+from ranksearch.tasks.augment import Affine, CropFlip, Raw
 
 
 def generator(seed=0):
@@ -85,3 +85,14 @@ def test_what_lies_outside_is_background():
     assert view.min().item() == pytest.approx(-2)
     assert view.max().item() == pytest.approx(5)
     assert math.isclose(view[:, :, 8, 8].mean().item(), 5, rel_tol=1e-4)
+
+
+def test_a_raw_view_sees_the_images_that_were_normalised():
+    """Crops of what was stored, normalised by where a pixel is now and not by where it was."""
+    stored = torch.rand(16, 3, 6, 6, generator=generator(), dtype=torch.float64)
+    mean, std = torch.rand(2, 3, 6, 6, generator=generator(5), dtype=torch.float64) + 0.5
+    view = CropFlip(padding=2, flip=True)
+    expected = (view(stored, generator(1)) - mean) / std
+    raw = Raw(view=view, mean=mean, std=std)((stored - mean) / std, generator(1))
+    torch.testing.assert_close(raw, expected)
+    assert not torch.allclose(raw, view((stored - mean) / std, generator(1)))

@@ -1,5 +1,6 @@
 """Labelled images in memory -> Data: checked, normalised, cut."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,12 +8,13 @@ import torch
 
 from ranksearch.errors import ConfigError, DataError
 from ranksearch.records import nearest
+from ranksearch.tasks.augment import Raw
 from ranksearch.tasks.data import Augment, Data
 from ranksearch.tasks.split import ArraySplit
 
 __all__ = ["NORMALIZATIONS", "Images", "check_normalize", "data_of_images", "image_statistics"]
 
-NORMALIZATIONS = ("dataset", "imagenet", "none")
+NORMALIZATIONS = ("dataset", "pixel", "imagenet", "none")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the statistics torchvision's weights were trained with
 CHANNELS = (1, 3, 4)  # grey, colour, colour with transparency
 CHUNK = 4096  # images turned into floats at a time
@@ -101,7 +103,9 @@ def data_of_images(
     for what, images in named.items():
         if images is not None:
             _check(what, images, train, num_classes)
-    mean, std = image_statistics(train.pixels, normalize)
+    mean, std = _pixel_statistics(train.pixels) if normalize == "pixel" else image_statistics(train.pixels, normalize)
+    if augment is not None and isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor):
+        augment = Raw(view=augment, mean=mean, std=std)
     parts = {what: ArraySplit(i.pixels, i.labels, mean, std) for what, i in named.items() if i is not None}
     return Data.cut(
         name=name,
@@ -130,23 +134,34 @@ def _check(what: str, images: Images, train: Images, num_classes: int) -> None:
 def image_statistics(pixels: torch.Tensor, normalize: str) -> Statistics:
     """Mean and standard deviation to normalise images (N, C, H, W) with; empty for "none".
 
-    Raises ConfigError for an unknown `normalize`, DataError for "imagenet" on images without three channels.
+    Raises ConfigError for an unknown `normalize`, DataError for "imagenet" on images without three channels and for
+    "pixel", which only `data_of_images` knows.
     """
     check_normalize(normalize)
     if normalize == "none":
         return (), ()
+    if normalize == "pixel":
+        raise DataError("normalize is 'pixel', which only mnist, fashion_mnist, cifar10 and npz take; write 'dataset'")
     if normalize == "imagenet":
         if pixels.shape[1] != 3:
             raise DataError(f"normalize is 'imagenet', which needs 3 channels; the images have {pixels.shape[1]}")
         return IMAGENET
-    return _mean_and_std(pixels)
+    mean, std = _mean_and_std(pixels, (0, 2, 3))
+    return tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
 
 
-def _mean_and_std(pixels: torch.Tensor) -> Statistics:
-    """A channel that never varies gets a standard deviation of 1."""
+def _pixel_statistics(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean image and the standard deviation of each of its pixels, (C, H, W)."""
+    mean, std = _mean_and_std(pixels, (0,))
+    return mean.float(), std.float()
+
+
+def _mean_and_std(pixels: torch.Tensor, over: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over these dimensions, that of the images among them, which goes. What never varies gets a deviation of 1."""
     scale = 255.0 if pixels.dtype == torch.uint8 else 1.0
-    count = pixels.numel() / pixels.shape[1]
-    mean = sum(chunk.double().sum((0, 2, 3)) for chunk in pixels.split(CHUNK)) / count / scale
-    centred = (chunk.double() / scale - mean.view(-1, 1, 1) for chunk in pixels.split(CHUNK))  # type: ignore[union-attr]
-    std = (sum(chunk.square().sum((0, 2, 3)) for chunk in centred) / count) ** 0.5
-    return tuple(mean.tolist()), tuple(s or 1.0 for s in std.tolist())  # type: ignore[union-attr]
+    count = math.prod(pixels.shape[dimension] for dimension in over)
+    sums = [chunk.double().sum(over, keepdim=True) for chunk in pixels.split(CHUNK)]
+    mean = torch.stack(sums).sum(0) / count / scale
+    squares = [(chunk.double() / scale - mean).square().sum(over, keepdim=True) for chunk in pixels.split(CHUNK)]
+    std = (torch.stack(squares).sum(0) / count).sqrt()
+    return mean[0], std.where(std > 0, 1.0)[0]

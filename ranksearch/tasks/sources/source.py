@@ -19,8 +19,9 @@ ALLOWED = "digits, mnist:ROOT, fashion_mnist:ROOT, cifar10:ROOT, npz:FILE, image
 def load_data(source: Any, *, normalize: str = "dataset", seed: int = 0) -> Data:
     """The data that `source` names, or is: text as above, or (train, validation[, test]).
 
-    normalize: "dataset" (mean and standard deviation of the training images), "imagenet" or "none"; a user's own data
-    are taken as they are. seed: which training examples become calibration and validation.
+    normalize: "dataset" (mean and standard deviation of the training images), "pixel" (of each of their pixels by
+    itself), "imagenet" or "none"; a user's own data are taken as they are. seed: which training examples become
+    calibration and validation.
     Raises ConfigError for an unknown `normalize`, DataError for data that is unknown, unreadable or does not fit.
     """
     check_normalize(normalize)

@@ -46,6 +46,12 @@ def test_the_transform_is_torchvisions_for_evaluation(tmp_path):
     torch.testing.assert_close(data.train.split.batch([0])[0][0], expected)
 
 
+def test_images_in_files_are_not_normalised_pixel_by_pixel(tmp_path):
+    write(tmp_path, 10)
+    with refuses(DataError, "'pixel'", "npz", "'dataset'"):
+        load_data(f"imagefolder:{tmp_path}", normalize="pixel")
+
+
 def test_unreadable_images_are_named(tmp_path):
     write(tmp_path, 10)
     (tmp_path / "ant" / "3.png").write_bytes(b"no image")

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,43 @@ def test_normalisation_by_the_training_images(load):
     np.testing.assert_allclose(everything(data.test)[0].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_normalisation_of_every_pixel_by_itself(load, dtype):
+    scale = 255 if dtype is np.uint8 else 1
+    data = load(
+        normalize="pixel",
+        x_train=images(5000).astype(dtype),
+        y_train=labels(5000),
+        x_test=images(30, seed=1).astype(dtype),
+    )
+    pixels = images(5000).astype(dtype) / scale
+    expected = (images(30, seed=1) / scale - pixels.mean(0)) / pixels.std(0)
+    np.testing.assert_allclose(everything(data.test)[0].numpy(), expected, atol=2e-5)
+    restored = pickle.loads(pickle.dumps(data.test))
+    assert everything(restored)[0].equal(everything(data.test)[0])
+
+
+def test_a_pixel_that_never_varies_is_only_centred(load):
+    pixels = images(100)
+    pixels[:, :, 2, 3] = 9
+    data = load(normalize="pixel", x_train=pixels, x_test=pixels[:30])
+    normalised = everything(data.test)[0]
+    assert normalised.isfinite().all()
+    assert normalised[:, :, 2, 3].abs().max() < 1e-6
+
+
+def test_augmentation_sees_images_before_their_pixels_are_normalised(load):
+    x_train, x_test = (np.tile(np.arange(32, dtype=np.uint8)[:, None], (num, 3, 1, 32)) for num in (100, 30))
+    x_train = x_train + images(100, (3, 32, 32)) % 8
+    data = load(normalize="pixel", x_train=x_train, x_test=x_test)
+    batch, _ = data.train.batch(range(40))
+    mean, std = data.test.mean, data.test.std
+    seen = data.augment(batch, torch.Generator().manual_seed(0)) * std + mean
+    expected = CropFlip(padding=4, flip=True)(batch * std + mean, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(seen, expected)
+    assert load(normalize="pixel").augment is None
+
+
 def test_floats_are_normalised_in_their_own_unit(load):
     pixels = images(100).astype(np.float64)
     data = load(x_train=pixels, x_test=images(30).astype(np.float64))
@@ -163,7 +202,7 @@ def test_imagenet_statistics_need_colour(load):
 
 
 def test_an_unknown_normalisation(load):
-    with refuses(ConfigError, "'imagnet'", "dataset, imagenet, none", "did you mean 'imagenet'?"):
+    with refuses(ConfigError, "'imagnet'", "dataset, pixel, imagenet, none", "did you mean 'imagenet'?"):
         load(normalize="imagnet")
 
 

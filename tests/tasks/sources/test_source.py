@@ -29,6 +29,11 @@ def test_unknown_data(user_folder, text, words):
         load_data(text)
 
 
+def test_digits_are_not_normalised_pixel_by_pixel():
+    with refuses(DataError, "'pixel'", "npz", "'dataset'"):
+        load_data("digits", normalize="pixel")
+
+
 def test_digits_are_sklearns_scans_each_in_one_split_only():
     images, labels = _scans()
     pixels, expected = sklearn_digits(return_X_y=True)
