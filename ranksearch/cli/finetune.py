@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ranksearch.cli.options import FormatOption, with_settings, with_table
 from ranksearch.cli.output import Format, notes_console, print_frame
-from ranksearch.cli.queries import is_accuracy, open_study, trial_columns
+from ranksearch.cli.queries import open_study, trial_columns
 from ranksearch.settings import Settings
 
 __all__ = ["finetune"]
@@ -46,7 +46,7 @@ def finetune(
     if child.result and child.result.reason:
         _note(f"warning: {child.result.reason}")
     frame = study.trials()
-    print_frame(frame.loc[[trial, child.number]], trial_columns(is_accuracy(study)), form)
+    print_frame(frame.loc[[trial, child.number]], trial_columns(study.record), form)
     where = "" if settings.study is None else f" --study {study.name}"
     _note("")
     _note(f"next     ranksearch export {child.number} --output trial-{child.number}{where}")

@@ -15,7 +15,7 @@ from ranksearch.cli.options import (
 )
 from ranksearch.cli.output import Column, Format, Row, print_frame, print_rows
 from ranksearch.errors import ConfigError, InfeasibleError, NotFoundError
-from ranksearch.records import nearest
+from ranksearch.records import StudyRecord, nearest
 from ranksearch.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def open_study(settings: Settings, name: str | None = None) -> "Study":
     return Study.open(name or settings.study, settings.storage_url)
 
 
-def is_accuracy(study: "Study") -> bool:
+def is_accuracy(study: StudyRecord) -> bool:
     """Whether the study's metric is a share of examples, to be shown in percent."""
-    return study.record.fingerprint.get("metric") == "accuracy"
+    return study.fingerprint.get("metric") == "accuracy"
 
 
 @with_settings("storage")
@@ -80,7 +80,7 @@ def status(
     from ranksearch.study.summary import fastest_within
 
     opened = open_study(settings, study)
-    frame, percent = opened.trials(), is_accuracy(opened)
+    frame, percent = opened.trials(), is_accuracy(opened.record)
     fastest = fastest_within(frame)
     with Database.open(settings.storage_url, create=False) as database:
         running = is_running(database, opened.name)
@@ -139,7 +139,7 @@ def trials(
     frame = study.trials(all_rows=every)
     if state is not None:
         frame = frame.loc[frame.state == _known_state(state)]
-    print_frame(_cut(frame, sort, limit), trial_columns(is_accuracy(study), with_state=True), form)
+    print_frame(_cut(frame, sort, limit), trial_columns(study.record, with_state=True), form)
 
 
 def _known_state(state: str) -> str:
@@ -179,7 +179,7 @@ def pareto(
     front = study.pareto(
         max_latency_ms=max_latency_ms, min_speedup=min_speedup, min_accuracy=min_accuracy, max_drop=max_drop
     )
-    print_frame(_cut(front, sort, limit), trial_columns(is_accuracy(study)), form)
+    print_frame(_cut(front, sort, limit), trial_columns(study.record), form)
     if front.empty:
         raise InfeasibleError(infeasible(study, wanted))
 
@@ -193,7 +193,7 @@ def infeasible(study: "Study", wanted: "ParetoFilter") -> str:
     number = nearest_miss(front, wanted, None if dense is None else float(dense.accuracy))
     if number is None:
         return f"study {study.name!r} has no complete trial yet"
-    row, percent = front.loc[number].to_dict(), is_accuracy(study)
+    row, percent = front.loc[number].to_dict(), is_accuracy(study.record)
     accuracy = figures.accuracy(row["accuracy"], percent=percent)
     below = "" if dense is None else f" (dense {figures.accuracy(dense.accuracy, percent=percent)})"
     shown = f"{row['speedup']:.2f}×, {figures.latency(row['latency_ms'])}, {accuracy}{below}"
@@ -211,9 +211,11 @@ def _asked(wanted: "ParetoFilter") -> dict[str, float]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def trial_columns(percent: bool, *, with_state: bool = False) -> tuple[Column, ...]:
-    """How trials are shown, the most needed columns with the smallest ranks."""
+def trial_columns(study: StudyRecord, *, with_state: bool = False) -> tuple[Column, ...]:
+    """How a study's trials are shown, the most needed columns with the smallest ranks."""
+    percent = is_accuracy(study)
     state = (Column(header="state", cell=lambda row: row["state"], justify="left"),) if with_state else ()
+    recipe = (Column(header="recipe", cell=lambda row: row["recipe"] or "its own", justify="left", rank=5),)
     reason = (Column(header="reason", cell=lambda row: row["reason"] or "", justify="left", wrap=True, rank=4),)
     return (
         Column(header="trial", cell=lambda row: str(row["trial"])),
@@ -225,6 +227,7 @@ def trial_columns(percent: bool, *, with_state: bool = False) -> tuple[Column, .
         Column(header="parameters", cell=lambda row: figures.parameters(row["parameters"]), rank=3),
         Column(header="MACs", cell=lambda row: figures.macs(row["macs"]), rank=4),
         Column(header="methods", cell=lambda row: figures.methods(row["plan"]), justify="left", wrap=True, rank=2),
+        *(recipe if len(study.recipes) > 1 else ()),
         Column(header="origin", cell=lambda row: row["origin"], justify="left", rank=5),
         *(reason if with_state else ()),
     )

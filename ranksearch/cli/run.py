@@ -16,7 +16,7 @@ from ranksearch.cli.options import (
     with_settings,
 )
 from ranksearch.cli.output import Column, Format, print_frame, print_rows
-from ranksearch.cli.queries import infeasible, is_accuracy, trial_columns
+from ranksearch.cli.queries import infeasible, trial_columns
 from ranksearch.errors import InfeasibleError
 from ranksearch.settings import Settings
 
@@ -76,7 +76,7 @@ def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Fo
     dense = dense_row(trials)
     kept = wanted.apply(front, None if dense is None else float(dense.accuracy))
     shown = front if kept.empty else kept
-    print_frame(_dense_first(trials, shown), trial_columns(is_accuracy(study)), form)
+    print_frame(_dense_first(trials, shown), trial_columns(study.record), form)
     assert study.task is not None
     for doubt in doubts(trials, study.task.metric_name, chance=chance_accuracy(study.task)):
         _note(f"warning: {doubt}")

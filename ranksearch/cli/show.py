@@ -31,7 +31,7 @@ def show(
     if form is Format.JSON:
         _write_json(row | {"layers": _layers(study.record, record.spec.plan), "measurement": _measurement(record)})
     else:
-        _print(study.record, record, row, percent=is_accuracy(study))
+        _print(study.record, record, row, percent=is_accuracy(study.record))
 
 
 def _row_of(frame: Any, trial: int) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def _facts(trial: TrialRecord, row: Row, percent: bool) -> dict[str, str]:
         facts["accuracy"] = (
             f"{figures.accuracy_of(row, percent=percent)} on {result.score.num_examples} validation examples"
         )
+    facts["recipe"] = trial.recipe or f"its own, from trial {int(row['parent'])} on"
     if result.oneshot:
         facts["one-shot"] = f"{figures.accuracy(result.oneshot.value, percent=percent)} before fine-tuning"
     if row["test_accuracy"] is not None:

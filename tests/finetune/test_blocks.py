@@ -13,7 +13,9 @@ from ranksearch.finetune import finetune, fixed_batches
 from ranksearch.finetune.blocks import BlockTeacher, outputs_of
 from ranksearch.layers import find_layers
 from ranksearch.nets import resnet20
-from ranksearch.records import FinetuneConfig, LayerChoice, Plan
+from ranksearch.records import FinetuneConfig, LayerChoice, MeasureConfig, Plan, TrialSpec
+from ranksearch.trial import train
+from ranksearch.workbench import Workbench
 
 CPU = torch.device("cpu")
 CONFIG = FinetuneConfig(steps=4, threads=1, precision="float32", layout="contiguous", batch_size=16, momentum=0.0)
@@ -146,6 +148,22 @@ def test_the_dense_model_stays_as_it_is(task, how):
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
     assert not task.model.training
     assert not any(module._forward_hooks for module in task.model.modules())
+
+
+@pytest.mark.parametrize("change", [{"block_distillation": 1.0}, {"sparsity_until": 0.5}])
+def test_a_trial_gives_what_is_needed(task, change):
+    plan = Plan(dict.fromkeys(("conv1", "conv2"), LayerChoice(method="linearconv_sparse", ranks=(2, 20))))
+    bench = Workbench(task, CPU)
+
+    def weights(config: FinetuneConfig) -> list[torch.Tensor]:
+        spec = TrialSpec(study="s", plan=plan, seed=0, finetune=config, measure=MeasureConfig())
+        result = train(bench.compress(plan), spec, bench)
+        assert result.score.value > result.oneshot.value  # else what was there before the training is kept
+        return list(result.model.parameters())
+
+    config = replace(CONFIG, steps=20)
+    pairs = zip(weights(replace(config, **change)), weights(config), strict=True)
+    assert not all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def test_hooks_go_when_the_pass_fails():

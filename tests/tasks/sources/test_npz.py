@@ -136,6 +136,7 @@ def test_augmentation_sees_images_before_their_pixels_are_normalised(load):
     seen = data.augment(batch, torch.Generator().manual_seed(0)) * std + mean
     expected = CropFlip(padding=4, flip=True)(batch * std + mean, torch.Generator().manual_seed(0))
     torch.testing.assert_close(seen, expected)
+    pickle.loads(pickle.dumps(data.augment))  # it travels to the workers
     assert load(normalize="pixel").augment is None
 
 
