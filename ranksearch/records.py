@@ -203,6 +203,7 @@ class FinetuneConfig(Record):
     epochs: float = 0.0  # passes over the training data
     seconds: float = 0.0
     batch_size: int = 64
+    augmentation: str = "data"  # data (the data set's own) | none | contrast (its own, then random contrast)
     optimizer: str = "sgd"  # sgd | adam | adamw
     learning_rate: float = 0.02
     schedule: str = "linear"  # linear | cosine (both to 0) | step | constant
@@ -231,6 +232,7 @@ class FinetuneConfig(Record):
         _require(0 <= self.epochs < math.inf, "epochs", self.epochs, "0 (no bound) or more")
         _require(0 <= self.seconds < math.inf, "seconds", self.seconds, "0 (no bound) or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _one_of("augmentation", self.augmentation, ("data", "none", "contrast"))
         _one_of("optimizer", self.optimizer, ("sgd", "adam", "adamw"))
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
         _one_of("schedule", self.schedule, ("linear", "cosine", "step", "constant"))

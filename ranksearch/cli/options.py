@@ -43,6 +43,7 @@ TABLE_HELP: Mapping[tuple[str, str], str] = {
     ("finetune", "epochs"): "Passes over the training data at most; 0: as many as steps and seconds allow.",
     ("finetune", "seconds"): "Seconds of training at most; 0: no limit. Accuracy then depends on the machine.",
     ("finetune", "batch_size"): "Examples in a training step.",
+    ("finetune", "augmentation"): "data (the data set's own), none, or contrast (its own, then random contrast).",
     ("finetune", "optimizer"): "sgd, adam or adamw.",
     ("finetune", "learning_rate"): "At the start.",
     ("finetune", "schedule"): "linear, cosine, step or constant.",

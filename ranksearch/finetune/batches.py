@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ranksearch.inputs import Inputs, forward, in_float32, to_device
 from ranksearch.records import FinetuneConfig
 from ranksearch.tasks import Task
+from ranksearch.tasks.augment import Contrast
 
 __all__ = ["Batch", "autocast", "fixed_batches", "memory_format"]
 
@@ -44,20 +45,25 @@ def fixed_batches(
     task: Task, teacher: nn.Module | None, config: FinetuneConfig, seed: int, device: torch.device
 ) -> Iterator[Batch]:
     """As many augmented training batches as the config has steps, without end where only seconds bound it: the same
-    for the same seed."""
+    for the same seed. Raises ConfigError where contrast is asked for and the inputs are no images."""
 
     def teach(inputs: Inputs) -> Any:
         assert teacher is not None
         with torch.no_grad(), autocast(config.precision, device):
             return in_float32(forward(teacher, inputs))
 
-    generator = torch.Generator().manual_seed(seed)
+    generator, views = torch.Generator().manual_seed(seed), _views(task, config)
     for indices in _sample(len(task.train), config, generator):
         inputs, targets = task.train.batch(indices)
-        if task.augment is not None:
-            inputs = task.augment(inputs, generator)
+        for view in views:
+            inputs = view(inputs, generator)
         inputs, targets = to_device(inputs, device, layout=config.layout), to_device(targets, device)
         yield Batch(inputs, targets, teach if teacher is not None else None)
+
+
+def _views(task: Task, config: FinetuneConfig) -> list[Callable[[Any, torch.Generator], Any]]:
+    own = [task.augment] if task.augment is not None and config.augmentation != "none" else []
+    return [*own, Contrast()] if config.augmentation == "contrast" else own
 
 
 def _sample(num_examples: int, config: FinetuneConfig, generator: torch.Generator) -> Iterator[Tensor]:

@@ -43,9 +43,11 @@ def longer(parent: TrialRecord, given: FinetuneConfig | dict[str, object]) -> Fi
         return given
     if not any(given.get(bound) for bound in ("steps", "epochs", "seconds")):
         raise ConfigError("how long to train is not given; say --epochs, --steps or --seconds")
-    fresh = {"steps": 0, "epochs": 0.0, "seconds": 0.0, "reconstruction_steps": 0, "init": "decompose"}
+    lengths: dict[str, object] = {"steps": 0, "epochs": 0.0, "seconds": 0.0}
+    # What begins anew from the dense weights would lose what the parent has learnt.
+    beginnings: dict[str, object] = {"init": "decompose", "reconstruction_steps": 0, "sparsity_until": 0.0}
     try:
-        return replace(parent.spec.finetune, **(fresh | given))
+        return replace(parent.spec.finetune, **(lengths | beginnings | given))
     except ValueError as error:
         raise ConfigError(f"with the recipe of trial {parent.number} {error}; change the flags") from error
 

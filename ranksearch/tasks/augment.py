@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-__all__ = ["Affine", "CropFlip", "Raw"]
+from ranksearch.errors import ConfigError
+
+__all__ = ["Affine", "Contrast", "CropFlip", "Raw"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,28 @@ class CropFlip:
         padded_NHWC = functional.pad(images, [self.padding] * 4, mode="replicate").permute(0, 2, 3, 1)
         examples = torch.arange(N, device=images.device)[:, None, None]
         return padded_NHWC[examples, rows, columns].permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast:
+    """Each channel of an image brought nearer to its mean or further from it, by a factor that is drawn for the image.
+
+    Normalising a channel before or after makes no difference. Garipov et al. 2016 (arXiv 1611.03214) train with
+    0.75 to 1.25. (N, C, H, W) -> (N, C, H, W). Raises ConfigError on anything else.
+    """
+
+    low: float = 0.75
+    high: float = 1.25
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if not isinstance(images, torch.Tensor) or images.dim() != 4:
+            raise ConfigError(
+                "augmentation is 'contrast' and the inputs are no images (N, C, H, W); use 'data' or 'none'"
+            )
+        drawn = torch.rand(len(images), generator=generator, device=generator.device).to(images)
+        factor = (self.low + (self.high - self.low) * drawn).view(-1, 1, 1, 1)
+        mean = images.mean((2, 3), keepdim=True)
+        return mean + factor * (images - mean)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

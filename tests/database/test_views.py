@@ -85,16 +85,20 @@ def fill(database, study, trials):
 def _insert_trial(connection, study_id, layer_ids, trial):
     kept = {name: trial[name] for name in trial.keys() & {column.name for column in schema.trial.c}}
     accuracy = trial["accuracy"]
-    row = {"spec_key": "s"} | kept | {
-        "study_id": study_id,
-        "accuracy_low": accuracy and accuracy - 0.01,
-        "accuracy_high": accuracy and accuracy + 0.01,
-        "plan_key": "p",
-        "plan": f'{{"trial":"{trial["number"]}"}}',
-        "seed": 0,
-        "started": "2026",
-        "retryable": False,
-    }
+    row = (
+        {"spec_key": "s"}
+        | kept
+        | {
+            "study_id": study_id,
+            "accuracy_low": accuracy and accuracy - 0.01,
+            "accuracy_high": accuracy and accuracy + 0.01,
+            "plan_key": "p",
+            "plan": f'{{"trial":"{trial["number"]}"}}',
+            "seed": 0,
+            "started": "2026",
+            "retryable": False,
+        }
+    )
     trial_id = connection.execute(schema.trial.insert().values(row)).inserted_primary_key[0]
     plain = dict.fromkeys(("protocol", "batch_size", "num_blocks", "num_samples", "num_dropped_blocks"), 0)
     plain |= {"p50_ms": 0.0, "warmup_seconds": 0.0, "seconds": 0.0, "identity": {}, "conditions": {}}

@@ -159,8 +159,8 @@ def test_what_cannot_be_trained_on(study, go_on, task):
 def test_longer_is_the_parent_s_recipe_but_for_its_length_and_start(study):
     parent = study.trial(3)
     parent = replace(parent, spec=replace(parent.spec, finetune=replace(
-        parent.spec.finetune, init="random", reconstruction_steps=9, seconds=3, ema=0.5
+        parent.spec.finetune, init="random", reconstruction_steps=9, sparsity_until=0.5, seconds=3, ema=0.5
     )))  # fmt: skip
     found = longer(parent, {"epochs": 2.0})
     assert (found.epochs, found.steps, found.seconds, found.reconstruction_steps) == (2, 0, 0, 0)
-    assert (found.init, found.ema) == ("decompose", 0.5)
+    assert (found.init, found.sparsity_until, found.ema) == ("decompose", 0, 0.5)

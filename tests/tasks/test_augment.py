@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import affine, hflip
+from torchvision.transforms.functional import adjust_contrast, affine, hflip
 
-from ranksearch.tasks.augment import Affine, CropFlip, Raw
+from ranksearch.errors import ConfigError
+from ranksearch.tasks.augment import Affine, Contrast, CropFlip, Raw
 
 
 def generator(seed=0):
@@ -96,3 +97,29 @@ def test_a_raw_view_sees_the_images_that_were_normalised():
     raw = Raw(view=view, mean=mean, std=std)((stored - mean) / std, generator(1))
     torch.testing.assert_close(raw, expected)
     assert not torch.allclose(raw, view((stored - mean) / std, generator(1)))
+
+
+def test_contrast_is_torchvision_s_of_each_channel_and_leaves_its_mean():
+    images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    view = Contrast(low=0.75, high=1.25)
+    seen = view(images, torch.Generator().manual_seed(1))
+    factors = 0.75 + 0.5 * torch.rand(64, generator=torch.Generator().manual_seed(1))
+    for image, before, factor in zip(seen, images, factors, strict=True):
+        for channel, old in zip(image, before, strict=True):
+            blended = adjust_contrast((old[None] * 0.4 + 0.3), float(factor))  # far from 0 and 1, where it would clip
+            torch.testing.assert_close(channel[None] * 0.4 + 0.3, blended)
+    assert 0.75 < factors.min() < 0.8 < 1.2 < factors.max() < 1.25
+
+
+def test_contrast_does_not_care_whether_channels_were_normalised_before():
+    images = torch.rand(5, 3, 6, 6)
+    mean, std = torch.rand(3, 1, 1), torch.rand(3, 1, 1) + 0.5
+    after = (Contrast()(images, torch.Generator().manual_seed(2)) - mean) / std
+    torch.testing.assert_close(Contrast()((images - mean) / std, torch.Generator().manual_seed(2)), after)
+
+
+def test_contrast_refuses_what_is_no_batch_of_images():
+    with pytest.raises(ConfigError, match="no images"):
+        Contrast()(torch.zeros(3, 4), torch.Generator())
+    with pytest.raises(ConfigError, match="no images"):
+        Contrast()({"ids": torch.zeros(3, 4)}, torch.Generator())
