@@ -1,8 +1,9 @@
 """Tells a training that will not recover from one that only had a bad moment.
 
 A loss that is NaN or infinite ends it at once. So does one that stays worse than at the start for long: its moving
-average (a tenth of each new loss) is above the mean of the first ten for half of the training without a break, and for
-a hundred steps at least. A rate that is too high for a while, until the schedule lowers it, is forgiven.
+average (a tenth of each new loss) is more than a tenth above the mean of the first ten for half of the training without
+a break, and for a hundred steps at least. A rate that is too high for a while, until the schedule lowers it, is
+forgiven; so is the little that a start from a good decomposition loses before it gains.
 """
 
 import math
@@ -14,6 +15,7 @@ __all__ = ["Watch"]
 
 FIRST = 10
 SMOOTHING = 0.9
+MARGIN = 0.1  # of the first losses
 PATIENCE = 0.5  # of the training …
 LEAST_PATIENCE = 100  # … and in steps
 
@@ -42,7 +44,7 @@ class Watch:
             self.recent = self.start
             return
         self.recent = SMOOTHING * self.recent + (1 - SMOOTHING) * loss
-        if self.recent <= self.start:
+        if self.recent <= self.start + MARGIN * abs(self.start):
             self.worse_since = None
             return
         self.worse_since = self.worse_since or (self.seen, progress)

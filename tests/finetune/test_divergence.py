@@ -25,6 +25,12 @@ def test_worse_for_more_than_half_of_it_ends_it():
     assert 500 < watched([1.0] * 50 + [1.2] * 950) <= 560
 
 
+@pytest.mark.parametrize("start", [1.0, -1.0])
+def test_a_little_worse_is_not_worse(start):
+    assert watched([start] * 50 + [start + 0.09] * 950) == 1000
+    assert watched([start] * 50 + [start + 0.12] * 950) < 600
+
+
 def test_worse_for_less_than_half_of_it_does_not():
     assert watched([1.0] * 50 + [1.2] * 450 + [0.5] * 500) == 1000
 
