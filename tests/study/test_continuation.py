@@ -62,7 +62,7 @@ def same(a, b) -> bool:
     return all(torch.equal(value, theirs[name]) for name, value in a.state_dict().items())
 
 
-def test_a_child_has_its_parent_s_plan_and_latency_and_is_no_worse(study, go_on):
+def test_a_child_has_its_parent_s_plan_and_latency_and_is_no_worse(study, config, go_on):
     child, parent = go_on(), study.trial(3)
     assert child == study.trial(BUDGET)
     assert (child.origin, child.recipe, child.spec.parent) == ("finetune:3", None, key_of(parent.spec))
@@ -70,6 +70,8 @@ def test_a_child_has_its_parent_s_plan_and_latency_and_is_no_worse(study, go_on)
     assert child.result.measurement == parent.result.measurement
     assert child.result.oneshot == parent.result.score
     assert child.result.score.value >= parent.result.score.value
+    mirrored = optuna.load_study(study_name="toy", storage=config.storage).get_trials()
+    assert [trial.number for trial in mirrored] == list(range(BUDGET + 1))
     row = study.trials().loc[BUDGET]
     assert (row.parent, row.test_accuracy > 0) == (3, True)
 

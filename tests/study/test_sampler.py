@@ -7,7 +7,7 @@ import pytest
 
 from ranksearch.allocate import uniform_sweep
 from ranksearch.errors import ConfigError
-from ranksearch.records import Plan, Proposal, TrialRecord, TrialSpec, TrialState
+from ranksearch.records import Plan, Proposal, TrialRecord, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.space import SearchSpace
 from ranksearch.study.mirror import OptunaMirror
 from ranksearch.study.sampler import TPESampler
@@ -78,8 +78,7 @@ def test_a_trial_that_was_trained_on_says_nothing_of_its_plan():
     history = grow(study, 3)
     child = replace(history[-1], number=3, recipe=None)
     sampler = sampler_of(study, [*history, child])
-    # pretended to have been the only trial of another plan, it would be avoided
-    assert len({sampler.propose() for _ in range(8)}) == 8
+    assert None not in {sampler.propose() for _ in range(8)}  # eleven options, three of them tried
     assert sampler.propose() is None
 
 
@@ -118,3 +117,21 @@ def test_optuna_sees_the_recipe_where_it_is_searched(tmp_path):
     assert seeds.count("distil") == len(uniform_sweep(bench.study.layers)[2::4]) > 1
     steps = {"plain": 20, "distil": 21}
     assert all(record.spec.finetune.steps == steps[record.recipe] for record in records)
+
+
+def test_a_lost_trial_is_repeated_by_its_own_recipe(tmp_path):
+    bench, lost = Bench(tmp_path, study_record(recipes=("plain", "distil"))), set()
+
+    def once_lost(spec, study):
+        if spec.finetune.steps == 20 or key_of(spec) in lost:
+            return pretend(spec, study)
+        lost.add(key_of(spec))
+        return TrialResult(key=key_of(spec), state=TrialState.FAILED, reason="the worker died", retryable=True)
+
+    bench.drive(20, outcome=once_lost)
+    with bench.database() as database:
+        records = {record.number: record for record in database.trials("toy")}
+    retries = [record for record in records.values() if record.retry_of is not None]
+    assert len(retries) == len(lost) > 1
+    assert all(record.recipe == records[record.retry_of].recipe == "distil" for record in retries)
+    assert all(record.spec == records[record.retry_of].spec for record in retries)
