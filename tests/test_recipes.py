@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ranksearch.errors import ConfigError, SpaceError
+from ranksearch.profile import filled
 from ranksearch.recipes import DEFAULT, recipes_of
 from ranksearch.records import FinetuneConfig
 from ranksearch.settings import Settings
@@ -91,3 +92,12 @@ def test_a_table_by_itself_does_not_hear_files_or_the_environment(tmp_path, monk
     assert Settings.table("finetune", {"epochs": "2"}) == {"epochs": 2.0}
     with pytest.raises(ConfigError, match=r"^--learning-rate is 0.0; it must be more than 0$"):
         Settings.table("finetune", {"learning_rate": "0"})
+
+
+def test_what_a_recipe_leaves_open_is_filled_and_nothing_else():
+    found = FinetuneConfig(threads=4, layout="channels_last", precision="bfloat16", steps=99)
+    assert filled(FinetuneConfig(ema=0.5), found) == FinetuneConfig(
+        ema=0.5, threads=4, layout="channels_last", precision="bfloat16"
+    )
+    own = FinetuneConfig(threads=1, layout="contiguous", precision="float32")
+    assert filled(own, found) == own

@@ -135,3 +135,16 @@ def test_a_lost_trial_is_repeated_by_its_own_recipe(tmp_path):
     assert len(retries) == len(lost) > 1
     assert all(record.recipe == records[record.retry_of].recipe == "distil" for record in retries)
     assert all(record.spec == records[record.retry_of].spec for record in retries)
+
+
+def test_optuna_takes_a_child_whose_recipe_is_its_own(tmp_path):
+    bench = Bench(tmp_path, study_record(recipes=("plain", "distil")))
+    (record,) = grow(bench.study, 1)
+    with bench.database() as database:
+        database.save_study(bench.study)
+        mirror = OptunaMirror(database, bench.study)
+        mirror.catch_up([record, replace(record, number=1, recipe=None)])
+        mirror.close()
+    parent, child = optuna.load_study(study_name="toy", storage=bench.url).get_trials()
+    assert parent.params == {**child.params, "@recipe": record.recipe}
+    assert child.user_attrs["recipe"] is None
