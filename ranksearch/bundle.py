@@ -37,7 +37,7 @@ from ranksearch.records import (
 from ranksearch.tasks.example import ExampleNet
 from ranksearch.tasks.models import torchvision_model
 
-__all__ = ["Contents", "check_free", "export", "load"]
+__all__ = ["Contents", "check_free", "export", "is_rebuildable", "load", "read", "rebuilt"]
 
 FORMAT = 1  # raise it when `load` could not read what an older one wrote, or the other way round
 WEIGHTS, PLAN, README = "model.safetensors", "plan.json", "README.md"
@@ -222,7 +222,7 @@ def _measured_on(contents: Contents) -> list[str]:
 
 
 def _load_line(contents: Contents) -> str:
-    if _is_rebuildable(contents):
+    if is_rebuildable(contents):
         return 'model = ranksearch.load("path/to/this/folder")'
     return 'model = ranksearch.load("path/to/this/folder", model=make_net())  # the dense model, trained or not'
 
@@ -245,8 +245,8 @@ def load(directory: Path | str, model: nn.Module | None = None) -> nn.Module:
     Raises NotFoundError where there is no export, ModelError where it is damaged or `model` is another one.
     """
     folder = Path(directory)
-    contents = _read(folder)
-    dense = _rebuilt(contents) if model is None else model
+    contents = read(folder)
+    dense = rebuilt(contents) if model is None else model
     _check_layers(contents, dense)
     try:
         small = compress(dense, contents.plan, init="random")
@@ -256,7 +256,8 @@ def load(directory: Path | str, model: nn.Module | None = None) -> nn.Module:
     return small.eval()
 
 
-def _read(folder: Path) -> Contents:
+def read(folder: Path) -> Contents:
+    """What plan.json says. Raises NotFoundError where there is no export, ModelError where it is damaged."""
     for name in (PLAN, WEIGHTS):
         if not (folder / name).is_file():
             raise NotFoundError(f"{str(folder)!r} is no export: it has no {name}; `ranksearch export` makes one")
@@ -269,19 +270,19 @@ def _read(folder: Path) -> Contents:
         raise ModelError(f"{folder / PLAN} cannot be read: {error}; export the trial again") from error
 
 
-def _is_rebuildable(contents: Contents) -> bool:
+def is_rebuildable(contents: Contents) -> bool:
     model = contents.settings.get("model", "")
     return model == EXAMPLE or (
         model.startswith(TORCHVISION) and None not in (contents.input_shape, contents.num_outputs)
     )
 
 
-def _rebuilt(contents: Contents) -> nn.Module:
-    """The dense model with random weights."""
+def rebuilt(contents: Contents) -> nn.Module:
+    """The dense model with random weights. Raises ModelError where only its maker can build it."""
     name = contents.settings.get("model", "")
     if name == EXAMPLE:
         return ExampleNet()
-    if not _is_rebuildable(contents) or contents.input_shape is None:
+    if not is_rebuildable(contents) or contents.input_shape is None:
         raise ModelError(f"the dense model was {name or 'made in Python'} and cannot be rebuilt from that; pass model=")
     return torchvision_model(
         name.removeprefix(TORCHVISION),

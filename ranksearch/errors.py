@@ -12,6 +12,7 @@
     ├── StorageError                4   the database or the disk refused
     │   └── StudyBusyError              another process drives the study
     ├── TooManyFailuresError        5   too many trials failed; the reasons are in the message
+    ├── SelfTestError               1   `bench --self-test` missed a target: latencies measured here are in doubt
     ├── PreemptedError             75   told to leave by the scheduler; run the same command again
     └── TrialError                      ends one trial alone, never the run
         ├── NonFiniteError              a loss, an output or an objective is NaN or infinite
@@ -36,6 +37,7 @@ __all__ = [
     "NotFoundError",
     "PreemptedError",
     "RanksearchError",
+    "SelfTestError",
     "SpaceError",
     "StorageError",
     "StudyBusyError",
@@ -92,6 +94,10 @@ class StudyBusyError(StorageError):
 
 class TooManyFailuresError(RanksearchError):
     exit_code = 5
+
+
+class SelfTestError(RanksearchError):
+    pass
 
 
 class PreemptedError(RanksearchError):

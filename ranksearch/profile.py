@@ -38,6 +38,7 @@ class Description:
 def describe(bench: Workbench, recipes: Sequence[Recipe], measure: MeasureConfig, cores: int) -> Description:
     """Look at the dense model on the worker's device. `cores` is how many a trial may use for training."""
     resolved = latency.resolve(measure, bench.device)
+    latency.check(resolved, bench.device)
     with bench.lock.shared():
         return Description(
             layers=bench.layers,

@@ -4,12 +4,15 @@ Every record is frozen, checks its own values, and travels as JSON: `to_json` gi
 numbers, `from_json` takes them back, and `key_of` names a record by the hash of that JSON.
 """
 
+import base64
 import hashlib
 import json
 import math
+import struct
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, Self, cast
@@ -29,6 +32,7 @@ __all__ = [
     "Proposal",
     "Recipe",
     "Record",
+    "Samples",
     "Score",
     "SeedPlan",
     "StudyRecord",
@@ -285,7 +289,8 @@ class Recipe(Record):
 class MeasureConfig(Record):
     """How latency is measured (../docs/latency.md has the protocol). `batch_size` 0 means 8 on a CPU, 32 on a GPU."""
 
-    backend: str = "eager"
+    backend: str = "eager"  # eager | onnxruntime | cuda-graph | compile
+    fold_batchnorm: bool = False  # into the layer before it, in both models
     batch_size: int = 0
     threads: int = 1
     dtype: str = "float32"  # float32 | bfloat16 | float16
@@ -296,7 +301,7 @@ class MeasureConfig(Record):
     iterations_per_block: int = 10  # of each arm
 
     def __post_init__(self) -> None:
-        _one_of("backend", self.backend, ("eager",))
+        _one_of("backend", self.backend, ("eager", "onnxruntime", "cuda-graph", "compile"))
         _require(self.batch_size >= 0, "batch_size", self.batch_size, "0 (choose for the device) or more")
         _require(self.threads >= 1, "threads", self.threads, "1 or more")
         _one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
@@ -332,6 +337,55 @@ class Environment(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Samples(Record):
+    """Raw times of both arms of a measurement: milliseconds of one forward pass, block by block, equally many in each.
+
+    They are stored and sent packed: float32, the lowest bytes of all numbers first and the highest, which are much
+    alike, last; then zlib.
+    """
+
+    dense_ms: tuple[tuple[float, ...], ...]
+    candidate_ms: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(block) for block in (*self.dense_ms, *self.candidate_ms)}
+        _require(len(sizes) == 1, "samples in a block", sorted(sizes), "as many in every block of both arms")
+        blocks = (len(self.dense_ms), len(self.candidate_ms))
+        _require(blocks[0] == blocks[1], "blocks of dense and candidate", blocks, "as many of both")
+
+    @classmethod
+    def of(cls, dense_ms: Sequence[float], candidate_ms: Sequence[float], num_blocks: int) -> Self:
+        """From the samples of all blocks one after the other. Raises ValueError where blocks would be unequal."""
+        return cls(dense_ms=_cut(dense_ms, num_blocks), candidate_ms=_cut(candidate_ms, num_blocks))
+
+    def pack(self) -> bytes:
+        values = [ms for arm in (self.dense_ms, self.candidate_ms) for block in arm for ms in block]
+        raw = struct.pack(f"<{len(values)}f", *values)
+        return zlib.compress(b"".join(raw[byte::4] for byte in range(4)), 9)
+
+    @classmethod
+    def unpack(cls, packed: bytes, num_blocks: int) -> Self:
+        planes = zlib.decompress(packed)
+        size = len(planes) // 4
+        raw = bytes(planes[byte * size + i] for i in range(size) for byte in range(4))
+        values = struct.unpack(f"<{size}f", raw)
+        return cls.of(values[: size // 2], values[size // 2 :], num_blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"num_blocks": len(self.dense_ms), "packed": base64.b64encode(self.pack()).decode()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls.unpack(base64.b64decode(data["packed"]), data["num_blocks"])
+
+
+def _cut(values: Sequence[float], num_blocks: int) -> tuple[tuple[float, ...], ...]:
+    size, rest = divmod(len(values), num_blocks)
+    _require(rest == 0, "number of samples", len(values), f"a multiple of the {num_blocks} blocks")
+    return tuple(tuple(values[block * size : (block + 1) * size]) for block in range(num_blocks))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement(Record):
     """Latency of a candidate beside the dense model, interleaved in one window.
 
@@ -357,10 +411,18 @@ class Measurement(Record):
     warmup_seconds: float
     seconds: float
     flags: tuple[str, ...] = ()  # noisy, contended, unstable, launch_bound, throttled
+    samples: Samples | None = field(default=None, compare=False, repr=False)  # None where read from a database
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.ratio) and self.ratio > 0, "ratio", self.ratio, "a finite number above 0")
         _require(self.ratio_low <= self.ratio <= self.ratio_high, "ratio", self.ratio, "inside its interval")
+        if self.samples is not None:
+            num_blocks = len(self.samples.dense_ms)
+            _require(num_blocks == self.num_blocks, "blocks of samples", num_blocks, f"num_blocks, {self.num_blocks}")
+
+    def to_json(self) -> dict[str, Any]:
+        found = Record.to_json(self)
+        return found if self.samples else {name: value for name, value in found.items() if name != "samples"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -486,6 +548,12 @@ class StudyRecord(Record):
     @property
     def key(self) -> str:
         return key_of(dict(self.fingerprint))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Of its latency measurements; the fingerprint has each part as `latency PART`."""
+        mark = "latency "
+        return {part.removeprefix(mark): value for part, value in self.fingerprint.items() if part.startswith(mark)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

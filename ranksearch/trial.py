@@ -32,7 +32,7 @@ from ranksearch.forwards import choose_forwards
 from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench
 
-__all__ = ["Progress", "Trained", "run", "start", "train"]
+__all__ = ["Progress", "Trained", "run", "run_the_faster_way", "start", "train"]
 
 Progress: TypeAlias = Callable[[float, float], None]  # the part that is done, 0 to 1, and the loss
 
@@ -52,15 +52,18 @@ class _Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
 
-def run(spec: TrialSpec, bench: Workbench) -> TrialResult:
-    """Run one trial. Never raises for what a trial does wrong: the result then is `failed`, with the reason."""
+def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None) -> TrialResult:
+    """Run one trial. Never raises for what a trial does wrong: the result then is `failed`, with the reason.
+
+    `measured` is the plan's latency where it is known already; it is not measured then.
+    """
     start = perf_counter()
     phase = _Phases()
     memory.reset_peak(bench.device)
     failure: dict[str, Any] = {}
     found: dict[str, Any] = {}
     try:
-        for name, value in _steps(spec, bench, phase):
+        for name, value in _steps(spec, bench, phase, measured):
             found |= {name: value}  # at once: what was found before a failure is kept
     except Exception as error:  # noqa: BLE001 - one bad trial must not end the run, whatever it raised
         failure = {"reason": _one_line(error), "details": traceback.format_exc(limit=-8)}
@@ -81,25 +84,34 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
 
 
-def _steps(spec: TrialSpec, bench: Workbench, phase: _Phases) -> Iterator[tuple[str, Any]]:
+def _steps(
+    spec: TrialSpec, bench: Workbench, phase: _Phases, measured: Measurement | None
+) -> Iterator[tuple[str, Any]]:
     """The fields of the result, each as soon as it is known, so that a failed trial keeps what it had."""
-    with phase("compress"):
+    with bench.lock.shared(), phase("compress"):
         candidate = start(spec, bench)
         cost = plan_cost(bench.layers, spec.plan, bench.dense_cost)
     yield "parameters", cost.parameters
     yield "macs", cost.macs
     yield "bytes", memory.tensor_bytes(candidate.state_dict())
-    with phase("measure"):
-        measurement = _measure(candidate, spec, bench)
-    yield "measurement", measurement
+    if any(isinstance(module, ContractibleLayer) for module in candidate.modules()):
+        with phase("compress"):
+            run_the_faster_way(candidate, spec, bench)
+    if measured is None:
+        with phase("measure"):
+            measured = _measure(candidate, spec, bench)
+        if bench.outbox is not None:  # a retry need not measure again, should this worker be lost
+            so_far = TrialResult(key=key_of(spec), state=TrialState.RUNNING, measurement=measured)
+            bench.outbox.put_result(so_far)
+    yield "measurement", measured
     with bench.lock.shared():
         trained = train(candidate, spec, bench, phase)
-    yield "oneshot", trained.oneshot
-    yield "score", trained.score
-    yield "reason", trained.note
-    if bench.outbox is not None:
-        with phase("store"):
-            bench.outbox.put_weights(key_of(spec), trained.model)
+        yield "oneshot", trained.oneshot
+        yield "score", trained.score
+        yield "reason", trained.note
+        if bench.outbox is not None:
+            with phase("store"):
+                bench.outbox.put_weights(key_of(spec), trained.model)
 
 
 def start(spec: TrialSpec, bench: Workbench) -> nn.Module:
@@ -110,14 +122,24 @@ def start(spec: TrialSpec, bench: Workbench) -> nn.Module:
     return from_scratch(compress(bench.dense, spec.plan, layers=bench.layers, init="random"))
 
 
-def _measure(candidate: nn.Module, spec: TrialSpec, bench: Workbench) -> Measurement:
+def run_the_faster_way(candidate: nn.Module, spec: TrialSpec, bench: Workbench) -> None:
+    """Layers that can run in two ways run the one that is faster where latency is measured."""
     config = latency.resolve(spec.measure, bench.device)
-    dense, inputs = bench.measuring(config)
-    prepared = latency.prepare(candidate, config, bench.device)
+    with bench.lock.shared():
+        _, inputs = bench.measuring(config)
+        prepared = latency.prepare(candidate, config, bench.device)
     torch.set_num_threads(config.threads)
     with bench.lock.exclusive():
         for name, contracted in choose_forwards(prepared, inputs, bench.forwards).items():
             cast("ContractibleLayer", candidate.get_submodule(name)).contracted = contracted
+
+
+def _measure(candidate: nn.Module, spec: TrialSpec, bench: Workbench) -> Measurement:
+    config = latency.resolve(spec.measure, bench.device)
+    with bench.lock.shared():
+        dense, inputs = bench.measuring(config)
+        prepared = latency.prepare(candidate, config, bench.device)
+    torch.set_num_threads(config.threads)
     return latency.measure(dense, prepared, inputs, config, device=bench.device, seed=spec.seed, lock=bench.lock)
 
 

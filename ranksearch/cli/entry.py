@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ranksearch.cli import database, doctor, export, finetune, profile, queries, run, show, submit
+from ranksearch.cli import bench, compare, database, doctor, export, finetune, profile, queries, run, show, submit
 from ranksearch.cli.signals import INTERRUPTED, Signalled, listening, signal_behind
 from ranksearch.errors import RanksearchError, UsageError
 
@@ -34,6 +34,8 @@ for command in (
     queries.pareto,
     show.show,
     profile.profile,
+    bench.bench,
+    compare.compare,
 ):
     app.command()(command)
 app.command()(finetune.finetune)

@@ -44,7 +44,7 @@ class Frames(Store):
         `seconds_total`. With `all_rows` also the failures that a retry replaced. Raises NotFoundError.
 
         Latency is a ratio to the dense model and, in milliseconds, that ratio × the dense model's median. It is the
-        newest fresh measurement where there is one, else the search's own.
+        newest fresh measurement under the study's identity where there is one, else the search's own.
         """
         with self.reading() as connection:
             study_id = require_study(connection, study)["id"]
@@ -53,12 +53,17 @@ class Frames(Store):
         total = frame.pop("seconds_total")
         return frame.join(phases).assign(seconds_total=total)
 
-    def pareto_frame(self, study: str) -> pd.DataFrame:
-        """The rows of `trials_frame` that no other complete trial beats under the study's own objectives."""
+    def pareto_frame(self, study: str, *, latency_slack: float = 0.0) -> pd.DataFrame:
+        """The rows of `trials_frame` that no other complete trial beats under the study's own objectives, and those
+        that none would beat if their latency were smaller, as `(1 + latency_slack)` to 1."""
         with self.reading() as connection:
             objectives = require_study(connection, study)["objectives"].split(",")
         frame = self.trials_frame(study)
-        return frame.loc[front(_points(frame, objectives))]
+        points = _points(frame, objectives)
+        eased = points.copy()
+        if "latency" in objectives:
+            eased[:, objectives.index("latency")] /= 1 + latency_slack
+        return frame.loc[_unbeaten(eased, points[front(points)])]
 
 
 def _study_shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +120,12 @@ def _points(frame: pd.DataFrame, objectives: list[str]) -> np.ndarray:
         points[:, i] = values if OBJECTIVES[objective] else -values
     points[frame["state"].to_numpy() != "complete"] = np.nan
     return points
+
+
+def _unbeaten(points: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Which rows of `points` are finite and dominated by no row of `best`, as booleans."""
+    beaten = [bool(((best <= p).all(axis=1) & (best < p).any(axis=1)).any()) for p in points]
+    return np.isfinite(points).all(axis=1) & ~np.array(beaten, dtype=bool)
 
 
 def front(points: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ from sqlalchemy import Connection, Select, select
 from ranksearch.database import rows, schema
 from ranksearch.database.rows import Row
 from ranksearch.errors import NotFoundError
-from ranksearch.records import TrialRecord, nearest
+from ranksearch.records import StudyRecord, TrialRecord, nearest
 
-__all__ = ["grouped", "require_study", "require_trial", "study_row", "trial_records"]
+__all__ = ["grouped", "require_study", "require_trial", "same_net", "study_row", "trial_records"]
 
 
 def study_row(connection: Connection, name: str) -> Row | None:
@@ -37,6 +37,23 @@ def require_trial(connection: Connection, study: str, number: int) -> Row:
     if found is None:
         raise NotFoundError(f"trial {number} is not in study {study!r}; `ranksearch trials --study {study}` lists them")
     return found
+
+
+def same_net(connection: Connection, study: StudyRecord) -> list[Row]:
+    """The studies whose dense model has this one's architecture and costs in every layer what it costs in this one.
+
+    The fingerprint of the architecture does not know the input's size; the layers' multiply-accumulates do.
+    """
+    table, layer = schema.study, schema.layer
+    alike = [
+        row
+        for row in connection.execute(select(table)).mappings()
+        if row["fingerprint"].get("model") == study.fingerprint["model"]
+    ]
+    of_these = layer.c.study_id.in_([row["id"] for row in alike])
+    costs = grouped(_rows(connection, select(layer.c.study_id, layer.c.name, layer.c.macs).where(of_these)), "study_id")
+    wanted = {(found.name, found.cost.macs) for found in study.layers}
+    return [row for row in alike if {(cost["name"], cost["macs"]) for cost in costs[row["id"]]} == wanted]
 
 
 def trial_records(connection: Connection, study: Row, number: int | None = None) -> list[TrialRecord]:

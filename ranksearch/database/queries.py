@@ -1,14 +1,14 @@
 """Database → records."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
 from ranksearch.database import rows, schema
-from ranksearch.database.lookup import grouped, require_study, require_trial, study_row, trial_records
+from ranksearch.database.lookup import grouped, require_study, require_trial, same_net, study_row, trial_records
 from ranksearch.database.rows import Row
 from ranksearch.database.store import Store
-from ranksearch.records import Measurement, Plan, StudyRecord, TrialRecord, TrialSpec, key_of
+from ranksearch.records import MeasureConfig, Measurement, Plan, Samples, StudyRecord, TrialRecord, TrialSpec, key_of
 
 __all__ = ["Queries"]
 
@@ -39,25 +39,56 @@ class Queries(Store):
             found.insert(0, specs[parent])
         return found
 
-    def find_measurement(self, study: str, plan: Plan, identity: Mapping[str, str] | None = None) -> Measurement | None:
-        """The newest measurement of an equal plan in a study, so that a plan is measured once.
+    def samples(self, study: str, number: int) -> dict[int, Samples]:
+        """The raw times of a trial's measurements, by rs_measurement.id, the oldest first. Raises NotFoundError.
 
-        With an `identity`, only one that was made under the same: device model, backend, versions, threads.
+        A measurement that was taken over from another trial has none of its own.
+        """
+        measurement, samples = schema.measurement, schema.samples
+        with self.reading() as connection:
+            trial_id = require_trial(connection, study, number)["id"]
+            query = (
+                select(measurement.c.id, measurement.c.num_blocks, samples.c.packed)
+                .join(samples, samples.c.measurement_id == measurement.c.id)
+                .where(measurement.c.trial_id == trial_id)
+                .order_by(measurement.c.id)
+            )
+            return {row.id: Samples.unpack(row.packed, row.num_blocks) for row in connection.execute(query)}
+
+    def find_measurement(self, study: StudyRecord, plan: Plan) -> Measurement | None:
+        """The newest measurement of an equal plan that `study` may take for its own, so that a plan is measured once.
+
+        It was made in any study of the same net, under the identity that this one measures under: device model,
+        backend, versions, threads. Its conditions then name that trial, as `reused from`.
         """
         trial, measurement = schema.trial, schema.measurement
         with self.reading() as connection:
-            study_id = require_study(connection, study)["id"]
+            kin = {row["id"]: row for row in same_net(connection, study)}
             query = (
-                select(measurement)
+                select(measurement, trial.c.study_id, trial.c.number)
                 .join(trial, measurement.c.trial_id == trial.c.id)
-                .where(trial.c.study_id == study_id, trial.c.plan_key == key_of(plan))
+                .where(trial.c.study_id.in_(kin), trial.c.plan_key == key_of(plan))
+                .where(measurement.c.identity_key == key_of(study.identity))
                 .order_by(measurement.c.id.desc())
-                .limit(1)
             )
-            if identity is not None:
-                query = query.where(measurement.c.identity_key == key_of(identity))
-            found = connection.execute(query).mappings().one_or_none()
-            return rows.measurement_of(found) if found else None
+            for row in connection.execute(query).mappings():
+                maker = kin[row["study_id"]]
+                found = rows.measurement_of(row)
+                if _is_as_good(found, row["kind"], MeasureConfig.from_json(maker["measure"]), study.measure):
+                    origin = {"reused from": f"{maker['name']}/{row['number']}"}
+                    return replace(found, conditions=origin | dict(found.conditions))
+        return None
+
+
+DOUBTFUL = frozenset({"contended", "unstable", "throttled"})
+
+
+def _is_as_good(found: Measurement, kind: str, tried: MeasureConfig, wanted: MeasureConfig) -> bool:
+    """Nothing disturbed it, and it is as narrow as wanted, or that was tried for as long."""
+    half_width = (found.ratio_high - found.ratio_low) / 2 / found.ratio
+    is_tried = tried.half_width <= wanted.half_width and tried.max_seconds >= wanted.max_seconds
+    is_narrow = half_width <= wanted.half_width or (kind == "search" and is_tried)
+    return is_narrow and not DOUBTFUL.intersection(found.flags)
 
 
 def _study_of(connection: Connection, study: Row) -> StudyRecord:

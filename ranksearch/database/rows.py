@@ -18,6 +18,7 @@ from ranksearch.records import (
     Option,
     Plan,
     Recipe,
+    Samples,
     Score,
     SeedPlan,
     StudyRecord,
@@ -40,6 +41,7 @@ __all__ = [
     "option_row",
     "plan_text",
     "ranks_text",
+    "samples_row",
     "score_row",
     "seed_of",
     "seed_row",
@@ -301,6 +303,10 @@ def measurement_row(trial_id: int, measurement: Measurement, kind: str, created:
     row |= {"identity_key": key_of(measurement.identity), "identity": dict(measurement.identity)}
     row["conditions"] = dict(_finite(dict(measurement.conditions)))
     return _finite(row)
+
+
+def samples_row(measurement_id: int, samples: Samples) -> Row:
+    return {"measurement_id": measurement_id, "packed": samples.pack()}
 
 
 def measurement_of(row: Row) -> Measurement:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -34,6 +35,7 @@ __all__ = [
     "layer",
     "measurement",
     "option",
+    "samples",
     "score",
     "seed",
     "study",
@@ -41,7 +43,7 @@ __all__ = [
     "trial",
 ]
 
-SCHEMA_VERSION = "0002"  # the newest revision in storage/migrations/versions
+SCHEMA_VERSION = "0003"  # the newest revision in storage/migrations/versions
 VERSION_TABLE = "rs_alembic_version"
 VIEWS = ("rs_attempts", "rs_trials", "rs_pareto", "rs_layers")  # in the order in which they build on each other
 
@@ -65,8 +67,9 @@ _WORD = String(64)
 _NAME = String(255)
 _KEY = String(16)
 _TIME = String(40)
-# A plan of a large model and a traceback outgrow the 64 KiB of MySQL's TEXT.
+# A plan of a large model, a traceback and a minute's samples outgrow the 64 KiB of MySQL's TEXT and BLOB.
 _LONG = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+_BYTES = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 
 def _of(table: str) -> Any:
@@ -213,6 +216,15 @@ measurement = Table(
     Column("seconds", Double, nullable=False),
     Column("flags", _NAME, nullable=False),
     Index(None, "trial_id", "kind"),
+    **_EXACT_TEXT,
+)
+
+# In a table of its own: who reads measurements does not read these.
+samples = Table(
+    "rs_samples",
+    METADATA,
+    Column("measurement_id", Integer, _of("measurement"), primary_key=True, autoincrement=False),
+    Column("packed", _BYTES, nullable=False),
     **_EXACT_TEXT,
 )
 

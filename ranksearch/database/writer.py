@@ -57,8 +57,7 @@ class Writer(Store):
 
         def add(connection: Connection) -> None:
             trial = require_trial(connection, study, number)
-            row = rows.measurement_row(trial["id"], measurement, kind, created)
-            connection.execute(insert(schema.measurement), row)
+            _insert_measurement(connection, trial["id"], measurement, kind, created)
 
         self.write(add)
 
@@ -84,6 +83,15 @@ def _insert_one(connection: Connection, table: Table, row: Mapping[str, Any]) ->
     key = connection.execute(insert(table).values(row)).inserted_primary_key
     assert key is not None
     return key[0]
+
+
+def _insert_measurement(
+    connection: Connection, trial_id: int, measurement: Measurement, kind: str, created: str
+) -> None:
+    row = rows.measurement_row(trial_id, measurement, kind, created)
+    measurement_id = _insert_one(connection, schema.measurement, row)
+    if measurement.samples is not None:
+        connection.execute(insert(schema.samples), rows.samples_row(measurement_id, measurement.samples))
 
 
 def _save_study(connection: Connection, study: StudyRecord) -> None:
@@ -138,8 +146,7 @@ def _finish_trial(connection: Connection, study: str, number: int, result: Trial
         return
     connection.execute(update(schema.trial).where(schema.trial.c.id == row["id"]), rows.finished_row(result, finished))
     if result.measurement:
-        measured = rows.measurement_row(row["id"], result.measurement, "search", finished)
-        connection.execute(insert(schema.measurement), measured)
+        _insert_measurement(connection, row["id"], result.measurement, "search", finished)
     _insert(connection, schema.timing, [rows.timing_row(row["id"], phase, s) for phase, s in result.seconds.items()])
 
 

@@ -3,7 +3,8 @@
 statistics    intervals, percentiles, settling, drift           pure functions
 protocol      warm-up, paired blocks, stopping, flags           against a Timer
 timer         the CPU's and CUDA's clocks
-backends      how a model is run                                 eager
+backends/     how a model is run                                 eager, onnxruntime, cuda-graph, compile
+folding       BatchNorm as a part of the layer before it
 outputs       is the candidate's output usable at all
 quiet         threads, core, garbage collection; foreign load
 preparation   config, model and inputs in the form measured
@@ -13,6 +14,7 @@ lock          one lock per device and host
 measure       all of it together
 """
 
+from ranksearch.latency.backends import check
 from ranksearch.latency.identity import conditions, environment, identity, lock_name
 from ranksearch.latency.lock import DeviceLock
 from ranksearch.latency.measure import measure
@@ -20,6 +22,7 @@ from ranksearch.latency.preparation import prepare, prepare_inputs, resolve, res
 
 __all__ = [
     "DeviceLock",
+    "check",
     "conditions",
     "environment",
     "identity",

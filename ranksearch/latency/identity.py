@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ranksearch.latency.backends import BACKENDS
 from ranksearch.latency.nvml import Gpu, uuid
 from ranksearch.latency.preparation import resolve_batch_size
 from ranksearch.latency.protocol import PROTOCOL
@@ -32,6 +33,8 @@ def identity(config: MeasureConfig, device: torch.device) -> dict[str, str]:
         "device": device.type,
         "device_model": device_model(device),
         "backend": config.backend,
+        "backend_version": BACKENDS[config.backend].version,
+        "fold_batchnorm": str(config.fold_batchnorm).lower(),
         "torch": str(torch.__version__),
         "threads": str(config.threads),
         "dtype": config.dtype,

@@ -1,13 +1,16 @@
 """One lock per device and host: shared while training, exclusive while measuring.
 
-Two files. Everybody passes the gate, one at a time, and waits for the main lock inside it: so nobody can take the main
-lock past somebody who already waits for it, and a stream of sharers cannot keep a measurement waiting. The kernel
-holds the locks (flock), so a process that dies, however it dies, frees them.
+Two files. In `NAME.queue` everybody who arrives locks one byte, the later the further on, and waits until nobody holds
+an earlier one: so they are let in in the order in which they came, trainings beside each other and measurements alone,
+and neither kind can keep the other waiting. Who is let in holds `NAME.lock`. The kernel holds the locks, so a process
+that dies, holding or waiting, however it dies, frees them.
 """
 
 import fcntl
 import os
+import struct
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ class DeviceLock:
     def _held(self, operation: int) -> Iterator[None]:
         directory = _own_directory(self.directory)
         with _open(directory / f"{self.name}.lock") as main:
-            with _open(directory / f"{self.name}.gate") as gate, _flocked(gate, fcntl.LOCK_EX):
+            with _open(directory / f"{self.name}.queue") as queue, _turn(queue):
                 fcntl.flock(main, operation)
             try:
                 yield
@@ -78,10 +81,25 @@ def _open(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _flocked(descriptor: int, operation: int) -> Iterator[None]:
-    """Unlocks by word, not just by closing: a forked child may keep the descriptor open."""
-    fcntl.flock(descriptor, operation)
+def _turn(queue: int) -> Iterator[None]:
+    """Inside, whoever came before has been let in and whoever comes later waits.
+
+    A place in the queue is the nanosecond of arrival, on the clock that all processes of a host share; two of the same
+    nanosecond go in one after the other. Unlocks by word, not just by closing: a forked child may keep the descriptor.
+    """
+    arrival = time.monotonic_ns()
     try:
+        _lock_bytes(queue, fcntl.F_WRLCK, arrival, 1)
+        _lock_bytes(queue, fcntl.F_RDLCK, 0, arrival)
         yield
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        _lock_bytes(queue, fcntl.F_UNLCK, 0, 0)
+
+
+def _lock_bytes(descriptor: int, kind: int, start: int, length: int) -> None:
+    """Locks `length` bytes (0: all) of an open file, which need not be there, and waits for it.
+
+    The lock is the open file's (OFD), not the process's as other byte locks are: threads exclude each other, too.
+    """
+    flock = struct.pack("hhqqi", kind, os.SEEK_SET, start, length, 0)  # struct flock of 64-bit Linux
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, flock)

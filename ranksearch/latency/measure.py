@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ranksearch.latency.backends import BACKENDS
+from ranksearch.latency.backends.backend import Call
+from ranksearch.latency.folding import fold_batchnorm
 from ranksearch.latency.identity import conditions, identity
 from ranksearch.latency.lock import DeviceLock
 from ranksearch.latency.outputs import check_outputs
@@ -16,8 +18,8 @@ from ranksearch.latency.preparation import resolve
 from ranksearch.latency.protocol import PROTOCOL, Arm, Timing, time_pair
 from ranksearch.latency.quiet import CpuWatch, quiet
 from ranksearch.latency.statistics import percentile
-from ranksearch.latency.timer import Calls, make_timer
-from ranksearch.records import MeasureConfig, Measurement
+from ranksearch.latency.timer import make_timer
+from ranksearch.records import MeasureConfig, Measurement, Samples
 
 __all__ = ["measure"]
 
@@ -39,14 +41,19 @@ def measure(
 
     Both models and `inputs` (a tensor, a tuple of arguments or a dict of keyword arguments, one batch) are on `device`,
     in the config's dtype and layout, the models in eval mode: `prepare` and `prepare_inputs` make them so. `lock`, if
-    given, is held exclusively meanwhile. Where a model is so fast that several passes make a sample, percentiles are of
-    the samples' means. Raises MeasurementError when the candidate's output has another structure or shape than the
-    dense model's or the device throttles throughout, NonFiniteError when an output is not finite.
+    given, is held exclusively while they are timed. Where a model is so fast that several passes make a sample,
+    percentiles are of the samples' means. `seconds` are those alone with the device. Raises MeasurementError when the
+    backend cannot run a model, the candidate's output has another structure or shape than the dense model's or the
+    device throttles throughout, NonFiniteError when an output is not finite.
     """
     config = resolve(config, device)
+    with _shared(lock), torch.inference_mode():
+        calls = {
+            Arm.DENSE: _kept_call(dense, inputs, config, device),
+            Arm.CANDIDATE: _call(candidate, inputs, config, device),
+        }
     with _exclusive(lock), quiet(config, device), torch.inference_mode():
         start = time.perf_counter()
-        calls = _calls(dense, candidate, inputs, config, device)
         check_outputs(calls[Arm.DENSE](), calls[Arm.CANDIDATE]())
         watch = CpuWatch()
         timing = time_pair(make_timer(calls, device, threads=config.threads), config, seed=seed)
@@ -59,10 +66,25 @@ def _exclusive(lock: DeviceLock | None) -> AbstractContextManager[None]:
     return lock.exclusive() if lock else nullcontext()
 
 
-def _calls(dense: nn.Module, candidate: nn.Module, inputs: Any, config: MeasureConfig, device: torch.device) -> Calls:
-    backend = BACKENDS[config.backend]
-    arms = {Arm.DENSE: dense, Arm.CANDIDATE: candidate}
-    return {arm: backend.prepare(model, inputs, config, device) for arm, model in arms.items()}
+def _shared(lock: DeviceLock | None) -> AbstractContextManager[None]:
+    return lock.shared() if lock else nullcontext()
+
+
+_KEPT: dict[tuple[int, int, MeasureConfig, torch.device], tuple[nn.Module, Any, Call]] = {}
+
+
+def _kept_call(dense: nn.Module, inputs: Any, config: MeasureConfig, device: torch.device) -> Call:
+    """Made once for as long as every candidate meets the same dense model: an export or a compilation takes seconds."""
+    key = (id(dense), id(inputs), config, device)
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = dense, inputs, _call(dense, inputs, config, device)
+    return _KEPT[key][-1]
+
+
+def _call(model: nn.Module, inputs: Any, config: MeasureConfig, device: torch.device) -> Call:
+    model = fold_batchnorm(model, inputs) if config.fold_batchnorm else model
+    return BACKENDS[config.backend].prepare(model, inputs, config, device)
 
 
 def _measurement(
@@ -88,4 +110,5 @@ def _measurement(
         warmup_seconds=timing.warmup_seconds,
         seconds=seconds,
         flags=tuple(sorted(flags)),
+        samples=Samples.of(timing.dense_ms, timing.candidate_ms, timing.num_blocks),
     )

@@ -9,6 +9,7 @@ same call goes on from it after a kill.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +32,7 @@ from ranksearch.workbench import Workbench
 
 __all__ = ["continue_training", "longer"]
 
+TURN_SECONDS = 5.0  # of training, before others may measure
 WAIT_SECONDS = 5.0  # between two looks whether a run has let go of the study
 
 
@@ -108,14 +110,21 @@ def _train(
     study: Study, parent: TrialRecord, spec: TrialSpec, bench: Workbench, checkpoint: Path, on_step: Progress | None
 ) -> tuple[TrialResult, Trained]:
     assert parent.result is not None
+    assert parent.result.measurement is not None
+    measured = parent.result.measurement
     begun = perf_counter()
     memory.reset_peak(bench.device)
-    with bench.lock.shared():
+    with ExitStack() as held:
+        held.enter_context(bench.lock.shared())
         start = restored(bench, study.lineage(parent.number))
+        on_step = _taking_turns(held, bench, on_step)
         trained = train(start, spec, bench, checkpoint=checkpoint, on_step=on_step)
     result = replace(
         parent.result,  # the same net: what it costs and how fast it is stay
         key=key_of(spec),
+        measurement=replace(
+            measured, conditions={**measured.conditions, "reused from": f"{study.name}/{parent.number}"}, samples=None
+        ),
         score=trained.score,
         oneshot=trained.oneshot,
         reason=trained.note or _no_better(parent, trained),
@@ -124,6 +133,22 @@ def _train(
         environment=latency.environment(bench.device),
     )
     return result, trained
+
+
+def _taking_turns(held: ExitStack, bench: Workbench, on_step: Progress | None) -> Progress:
+    """Lets go of the device now and then, so that nobody has to wait with a measurement until all is trained."""
+    taken = perf_counter()
+
+    def after_step(done: float, loss: float) -> None:
+        nonlocal taken
+        if perf_counter() - taken >= TURN_SECONDS:
+            held.close()
+            held.enter_context(bench.lock.shared())
+            taken = perf_counter()
+        if on_step:
+            on_step(done, loss)
+
+    return after_step
 
 
 def _no_better(parent: TrialRecord, trained: Trained) -> str | None:

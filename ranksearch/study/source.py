@@ -14,6 +14,8 @@ from ranksearch.errors import TooManyFailuresError
 from ranksearch.outbox import Outbox
 from ranksearch.records import (
     OBJECTIVES,
+    Measurement,
+    Plan,
     Proposal,
     StudyRecord,
     TrialRecord,
@@ -24,7 +26,7 @@ from ranksearch.records import (
 )
 from ranksearch.study.mirror import OptunaMirror, values_of
 from ranksearch.study.sampler import Sampler
-from ranksearch.workers.executor import Job
+from ranksearch.workers.executor import Job, left_behind
 
 __all__ = ["MAX_RETRIES", "StudySource", "may_retry", "now"]
 
@@ -85,7 +87,12 @@ class StudySource:
         self._mirror.start(record)
         self._trials[record.number] = record
         self._on_trial(record)
-        return Job(record.number, record.spec)
+        return Job(record.number, record.spec, self._measured(record.spec.plan))
+
+    def _measured(self, plan: Plan) -> Measurement | None:
+        """The latency of an equal plan, measured before. The dense model's own is what milliseconds are counted in, so
+        every study measures it itself."""
+        return self._database.find_measurement(self._study, plan) if plan else None
 
     @property
     def exhausted(self) -> bool:
@@ -148,8 +155,9 @@ class StudySource:
         self._check_failures(record)
 
     def _write(self, record: TrialRecord, result: TrialResult) -> TrialRecord:
-        record = replace(record, state=result.state, result=result, finished=now())
-        self._database.finish_trial(self._study.name, record.number, result, record.finished or now())
+        finished = now()
+        self._database.finish_trial(self._study.name, record.number, result, finished)
+        record = replace(record, state=result.state, result=_without_samples(result), finished=finished)
         self._mirror.finish(record)
         self._trials[record.number] = record
         return record
@@ -160,10 +168,8 @@ class StudySource:
         Only for the one driver that holds the study's lock, before its first job.
         """
         for record in [t for t in self._trials.values() if t.state is TrialState.RUNNING]:
-            key = key_of(record.spec)
             reason = LOST_IN_DRIVER if self._in_driver else LOST_WITH_DRIVER
-            lost = TrialResult(key=key, state=TrialState.FAILED, reason=reason, retryable=True)
-            self.complete(Job(record.number, record.spec), self._outbox.result(key) or lost)
+            self.complete(Job(record.number, record.spec), left_behind(self._outbox, key_of(record.spec), reason))
 
     def _check_failures(self, record: TrialRecord) -> None:
         failed = [t for t in self._trials.values() if t.state is TrialState.FAILED and not may_retry(t)]
@@ -194,6 +200,11 @@ class StudySource:
 
     def _running_keys(self) -> set[str]:
         return {key_of(t.spec) for t in self._trials.values() if t.state is TrialState.RUNNING}
+
+
+def _without_samples(result: TrialResult) -> TrialResult:
+    """They are in the database; a driver keeps all its trials in memory."""
+    return replace(result, measurement=result.measurement and replace(result.measurement, samples=None))
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:

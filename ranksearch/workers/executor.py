@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -10,11 +10,11 @@ import torch
 
 from ranksearch.errors import ConfigError
 from ranksearch.outbox import Outbox
-from ranksearch.records import TrialResult, TrialSpec
+from ranksearch.records import Measurement, TrialResult, TrialSpec, TrialState
 from ranksearch.tasks import Task
 from ranksearch.workbench import Workbench
 
-__all__ = ["ClusterConfig", "Executor", "Job", "TrialSource", "WorkerSetup", "available_cores"]
+__all__ = ["ClusterConfig", "Executor", "Job", "TrialSource", "WorkerSetup", "available_cores", "left_behind"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +24,7 @@ R = TypeVar("R")
 class Job:
     number: int
     spec: TrialSpec
+    measurement: Measurement | None = None  # of the same plan, known already: a worker does not measure it again
 
 
 class TrialSource(Protocol):
@@ -84,6 +85,15 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def left_behind(outbox: Outbox | None, key: str, reason: str) -> TrialResult:
+    """What a lost worker left: its result, or else a failure for that reason, with what it had found by then."""
+    left = outbox.result(key) if outbox is not None else None
+    if left is not None and left.state is not TrialState.RUNNING:
+        return left
+    found = left or TrialResult(key=key, state=TrialState.FAILED)
+    return replace(found, state=TrialState.FAILED, reason=reason, retryable=True)
 
 
 def available_cores() -> int:

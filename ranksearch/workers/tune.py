@@ -36,10 +36,10 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from ranksearch.errors import ConfigError, RanksearchError
-from ranksearch.records import TrialResult, TrialSpec, TrialState, key_of
+from ranksearch.records import Measurement, TrialResult, TrialSpec, key_of
 from ranksearch.trial import run
 from ranksearch.workbench import Workbench
-from ranksearch.workers.executor import ClusterConfig, Job, TrialSource, WorkerSetup
+from ranksearch.workers.executor import ClusterConfig, Job, TrialSource, WorkerSetup, left_behind
 from ranksearch.workers.watchdog import watchdog
 
 __all__ = ["TuneExecutor", "check_room"]
@@ -199,9 +199,9 @@ class _TrialWorker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        spec = TrialSpec.from_json(json.loads(self._config["spec"]))
+        spec, measured = TrialSpec.from_json(json.loads(self._config["spec"])), self._config["measurement"]
         with watchdog(self._setup.trial_timeout_seconds, key_of(spec), self._bench.outbox):
-            result = run(spec, self._bench)
+            result = run(spec, self._bench, measured and Measurement.from_json(json.loads(measured)))
         if self._bench.outbox is not None:
             self._bench.outbox.put_result(result)
         return {"result": json.dumps(result.to_json()), "done": True}
@@ -234,7 +234,8 @@ class _SourceSearcher(Searcher):
         if job is None:
             return Searcher.FINISHED if self.error or self._source.exhausted else None
         self._jobs[trial_id] = job
-        return {"spec": json.dumps(job.spec.to_json()), "number": job.number}
+        measured = job.measurement and json.dumps(job.measurement.to_json())
+        return {"spec": json.dumps(job.spec.to_json()), "number": job.number, "measurement": measured}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self._jobs.pop(trial_id, None)
@@ -248,10 +249,8 @@ class _SourceSearcher(Searcher):
 
     def _lost(self, trial_id: str, job: Job) -> TrialResult:
         """The worker did not answer; it may have left a word before it went."""
-        key = key_of(job.spec)
-        left = self._outbox.result(key) if self._outbox is not None else None
         reason = f"the worker was lost: {self.listener.errors.pop(trial_id, 'its process ended')}"
-        return left or TrialResult(key=key, state=TrialState.FAILED, reason=reason, retryable=True)
+        return left_behind(self._outbox, key_of(job.spec), reason)
 
     def _guard(self, action: Callable[[], R]) -> R | None:
         """An error of ours must end the run, and Tune swallows some that a searcher raises."""

@@ -1,5 +1,6 @@
 -- One row a trial as it was run, failures that a retry replaced included (superseded = 1).
--- Latency is that of the newest fresh measurement, else of the search; milliseconds are ratio x the dense model's median.
+-- Latency is that of the newest fresh measurement made under the study's own identity (that of the search's measurement
+-- of the dense model: o), else of the search; milliseconds are ratio x the dense model's median.
 CREATE VIEW rs_attempts AS
 SELECT
     s.name AS study,
@@ -36,17 +37,22 @@ SELECT
         ELSE 0
     END AS superseded
 FROM rs_study s
+LEFT JOIN rs_measurement o ON o.id = (
+    SELECT MAX(x.id)
+    FROM rs_measurement x
+    WHERE x.kind = 'search' AND x.trial_id = (
+        SELECT MIN(y.id) FROM rs_trial y WHERE y.study_id = s.id AND y.origin = 'dense' AND y.state = 'complete'
+    )
+)
 LEFT JOIN rs_measurement d ON d.id = (
     SELECT COALESCE(MAX(CASE WHEN x.kind = 'fresh' THEN x.id END), MAX(x.id))
     FROM rs_measurement x
-    WHERE x.trial_id = (
-        SELECT MIN(y.id) FROM rs_trial y WHERE y.study_id = s.id AND y.origin = 'dense' AND y.state = 'complete'
-    )
+    WHERE x.trial_id = o.trial_id AND (x.kind = 'search' OR x.identity_key = o.identity_key)
 )
 JOIN rs_trial t ON t.study_id = s.id
 LEFT JOIN rs_measurement m ON m.id = (
     SELECT COALESCE(MAX(CASE WHEN x.kind = 'fresh' THEN x.id END), MAX(x.id))
     FROM rs_measurement x
-    WHERE x.trial_id = t.id
+    WHERE x.trial_id = t.id AND (x.kind = 'search' OR x.identity_key = o.identity_key)
 )
 LEFT JOIN rs_score c ON c.trial_id = t.id AND c.split = 'test'

@@ -1,5 +1,6 @@
 """Made-up records: hypothesis strategies for all that a record may hold, and plain ones for tests of something else."""
 
+import random
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from ranksearch.records import (
     Option,
     Plan,
     Recipe,
+    Samples,
     Score,
     SeedPlan,
     StudyRecord,
@@ -59,8 +61,18 @@ dictionaries = st.dictionaries(texts, texts, max_size=4)
 
 
 @st.composite
+def samples(draw, num_blocks):
+    """As the timer gives them, but for the rounding that packing them does."""
+    size = 2 * draw(st.integers(1, 4))
+    times = st.floats(min_value=2**-60, max_value=2**60, width=32)
+    arm = st.lists(times, min_size=num_blocks * size, max_size=num_blocks * size)
+    return Samples.of(draw(arm), draw(arm), num_blocks)
+
+
+@st.composite
 def measurements(draw):
     low, ratio, high = sorted(draw(st.tuples(positives, positives, positives)))
+    num_blocks = draw(st.integers(2, 20))
     return Measurement(
         protocol=draw(st.integers(0, 9)),
         identity=draw(dictionaries),
@@ -74,12 +86,13 @@ def measurements(draw):
         p90_ms=draw(st.none() | numbers),
         p95_ms=draw(st.none() | numbers),
         p99_ms=draw(st.none() | numbers),
-        num_blocks=draw(st.integers(0, 10**6)),
+        num_blocks=num_blocks,
         num_samples=draw(st.integers(0, 10**6)),
         num_dropped_blocks=draw(st.integers(0, 10**6)),
         warmup_seconds=draw(numbers),
         seconds=draw(numbers),
         flags=tuple(draw(st.lists(st.sampled_from(["noisy", "contended", "unstable"]), unique=True))),
+        samples=draw(st.none() | samples(num_blocks)),
     )
 
 
@@ -184,7 +197,7 @@ def make_study(name="study", objectives=("latency", "accuracy"), num_layers=3):
     return StudyRecord(
         name=name,
         created="2026-01-01T00:00:00+00:00",
-        fingerprint={"model": "net", "data": "digits"},
+        fingerprint={"model": "net", "data": "digits"} | {f"latency {part}": of for part, of in IDENTITY.items()},
         objectives=tuple(objectives),
         layers=tuple(
             LayerRecord(name=f"layer{i}", kind="Conv2d", shape="3→3", cost=COST, options=options)
@@ -218,10 +231,21 @@ def make_plan(*ranks):
     return Plan({f"layer{i}": LayerChoice(method="svd", ranks=(rank,)) for i, rank in enumerate(ranks)})
 
 
+IDENTITY = {"device_model": "a CPU", "threads": "1"}
+
+
+def make_samples(num_blocks=10, size=10):
+    """Noise of one percent around 4 and 2 ms, with a few outliers."""
+    rng = random.Random(0)
+    times = [rng.gauss(1, 0.01) + (rng.random() < 0.01) for _ in range(2 * num_blocks * size)]
+    half = num_blocks * size
+    return Samples.of([4 * t for t in times[:half]], [2 * t for t in times[half:]], num_blocks)
+
+
 def make_measurement(ratio=0.5, dense_p50_ms=4.0, identity=None):
     return Measurement(
         protocol=1,
-        identity=identity or {"device_model": "a CPU"},
+        identity=identity or IDENTITY,
         conditions={"load": 0.5, "clocks": None},
         batch_size=8,
         ratio=ratio,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ranksearch.database import Database, engine, migrate, schema, store
+from ranksearch.database.schema import SCHEMA_VERSION
 from ranksearch.errors import ConfigError, NotFoundError, StorageError
 
 from .made import make_plan, make_study, make_trial, run_trial
@@ -218,7 +219,9 @@ def test_an_older_schema_waits_for_its_upgrade(url, filled):
     with pytest.raises(StorageError, match="ranksearch db upgrade"):
         Database.open(url, create=False)
     with Database.open(url, create=False, accept_older=True) as database:
-        assert database.check() == ["the schema is 0000, this ranksearch has 0002; run: ranksearch db upgrade"]
+        assert database.check() == [
+            f"the schema is 0000, this ranksearch has {schema.SCHEMA_VERSION}; run: ranksearch db upgrade"
+        ]
 
 
 def test_upgrade_is_safe_to_repeat_and_makes_the_views_anew(url, filled):
@@ -243,7 +246,7 @@ def test_an_older_database_is_upgraded_with_its_views(url, filled, monkeypatch):
     def next_version(connection):
         connection.exec_driver_sql("ALTER TABLE rs_trial DROP COLUMN details")
         connection.exec_driver_sql("ALTER TABLE rs_trial ADD COLUMN details TEXT")
-        connection.exec_driver_sql("UPDATE rs_alembic_version SET version_num = '0002'")
+        connection.exec_driver_sql(f"UPDATE rs_alembic_version SET version_num = '{SCHEMA_VERSION}'")
 
     monkeypatch.setattr(migrate, "_run_migrations", next_version)
     with Database.open(url) as database:
@@ -272,6 +275,7 @@ def test_a_database_of_the_first_schema_keeps_its_study_and_trials(url, file):
             ("rs_trial", "parent_key"),
         ):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("DROP TABLE rs_samples")
         connection.execute("UPDATE rs_alembic_version SET version_num = '0001'")
     connection.close()
     with Database.open(url) as database:

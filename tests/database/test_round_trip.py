@@ -3,11 +3,22 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from .made import make_measurement, make_plan, make_study, make_trial, run_trial, studies, trials
+from .made import (
+    make_measurement,
+    make_plan,
+    make_result,
+    make_samples,
+    make_study,
+    make_trial,
+    run_trial,
+    studies,
+    trials,
+)
 
 STUDY_NAMES = (f"study {i}" for i in itertools.count())
 
@@ -34,7 +45,62 @@ def test_trials(shared_database, data):
             shared_database.finish_trial(study.name, number, finished.result, finished.finished)
         assert shared_database.trial(study.name, number) == finished
         expected.append(finished)
+        assert list(shared_database.samples(study.name, number).values()) == samples_of(finished)
     assert shared_database.trials(study.name) == expected
+
+
+def samples_of(trial):
+    """Those of its measurement, if there are any."""
+    measured = trial.result and trial.result.measurement
+    return [measured.samples] if measured and measured.samples else []
+
+
+def test_samples_are_those_of_their_measurement_to_single_precision(database):
+    """What is read back is what was measured, rounded once; each measurement has its own, block by block."""
+    study = make_study()
+    database.save_study(study)
+    trial = make_trial(study, 0, make_plan(1))
+    database.start_trial(study.name, trial)
+    first, fresh = make_samples(), make_samples(num_blocks=5, size=4)
+    result = make_result(trial)
+    result = replace(result, measurement=replace(result.measurement, samples=first))
+    database.finish_trial(study.name, 0, result, "2026")
+    database.add_measurement(study.name, 0, make_measurement(), "fresh")
+    database.add_measurement(study.name, 0, replace(make_measurement(), num_blocks=5, samples=fresh), "fresh")
+    found = database.samples(study.name, 0)
+    assert list(found) == [1, 3]
+    for read, measured in zip(found.values(), (first, fresh), strict=True):
+        for arm in ("dense_ms", "candidate_ms"):
+            rounded = np.array(getattr(measured, arm), dtype=np.float32)
+            np.testing.assert_array_equal(np.array(getattr(read, arm)), rounded)
+            assert not np.array_equal(np.array(getattr(measured, arm)), rounded)
+
+
+def test_samples_are_only_read_where_they_are_asked_for(database):
+    study = make_study()
+    database.save_study(study)
+    trial = make_trial(study, 0, make_plan(1))
+    database.start_trial(study.name, trial)
+    result = make_result(trial)
+    samples = make_samples()
+    database.finish_trial(
+        study.name, 0, replace(result, measurement=replace(result.measurement, samples=samples)), "2026"
+    )
+    statements = []
+    event.listen(database.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    database.trials_frame(study.name)
+    database.pareto_frame(study.name)
+    assert database.trials(study.name)[0].result.measurement.samples is None
+    assert database.find_measurement(study, make_plan(1)).samples is None
+    assert statements
+    assert not [sql for sql in statements if "rs_samples" in sql]
+    assert database.samples(study.name, 0)
+    assert "rs_samples" in statements[-1]
+
+
+def test_a_trial_of_a_second_and_a_half_takes_less_than_six_kilobytes():
+    """At the 1 ms that a sample lasts at least."""
+    assert len(make_samples(num_blocks=75).pack()) < 6000
 
 
 def test_layer_names_differ_by_case_and_accent(database):

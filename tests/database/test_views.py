@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from ranksearch.database import TRIAL_COLUMNS, front, schema
-from ranksearch.records import OBJECTIVES
+from ranksearch.records import OBJECTIVES, key_of
 
 from .made import make_measurement, make_study
 
@@ -34,7 +34,10 @@ OBJECTIVE_SETS = [
 ratios = st.sampled_from([0.25, 0.5, 0.75, 1.0])
 maybe_accuracy = st.none() | st.sampled_from([0.5, 0.6, 0.7])
 maybe_count = st.none() | st.integers(1, 3)
-measured = st.lists(st.tuples(st.sampled_from(["search", "fresh"]), ratios, st.sampled_from([2.0, 3.0])), max_size=3)
+measured = st.lists(
+    st.tuples(st.sampled_from(["search", "fresh"]), ratios, st.sampled_from([2.0, 3.0]), st.sampled_from(["i", "j"])),
+    max_size=4,
+)
 layer_choice = st.none() | st.sampled_from([("svd", "1"), ("svd", "8"), ("other", "2x3")])
 
 
@@ -102,10 +105,11 @@ def _insert_trial(connection, study_id, layer_ids, trial):
     trial_id = connection.execute(schema.trial.insert().values(row)).inserted_primary_key[0]
     plain = dict.fromkeys(("protocol", "batch_size", "num_blocks", "num_samples", "num_dropped_blocks"), 0)
     plain |= {"p50_ms": 0.0, "warmup_seconds": 0.0, "seconds": 0.0, "identity": {}, "conditions": {}}
-    plain |= {"trial_id": trial_id, "created": "2026", "identity_key": "i", "flags": ""}
-    for kind, ratio, dense in trial["measured"]:
+    plain |= {"trial_id": trial_id, "created": "2026", "flags": ""}
+    for kind, ratio, dense, identity in trial["measured"]:
         values = {"kind": kind, "ratio": ratio, "ratio_low": ratio - 0.01, "ratio_high": ratio + 0.01}
-        connection.execute(schema.measurement.insert().values(plain | values | {"dense_p50_ms": dense}))
+        values |= {"dense_p50_ms": dense, "identity_key": identity}
+        connection.execute(schema.measurement.insert().values(plain | values))
     for phase, seconds in trial["seconds"].items():
         connection.execute(schema.timing.insert().values(trial_id=trial_id, phase=phase, seconds=seconds))
     if trial["test"] is not None:
@@ -123,11 +127,15 @@ def _insert_trial(connection, study_id, layer_ids, trial):
 # The oracle
 
 
-def shown(trial):
-    """(ratio, dense median) of the newest fresh measurement, else of the newest."""
-    fresh = [m for m in trial["measured"] if m[0] == "fresh"]
-    newest = (fresh or trial["measured"] or [(None, None, None)])[-1]
-    return newest[1:]
+def searched(trial):
+    return [m for m in trial["measured"] if m[0] == "search"]
+
+
+def shown(trial, identity):
+    """(ratio, dense median) of the newest fresh measurement under that identity, else of the search's newest."""
+    fresh = [m for m in trial["measured"] if m[0] == "fresh" and m[3] == identity]
+    newest = (fresh or searched(trial) or [(None, None, None, None)])[-1]
+    return newest[1:3]
 
 
 def is_superseded(trial, trials):
@@ -136,9 +144,10 @@ def is_superseded(trial, trials):
 
 def expected_row(study, trial, trials):
     dense = [t for t in trials if t["origin"] == "dense" and t["state"] == "complete"]
-    dense_ms = shown(dense[0])[1] if dense else None
+    identity = searched(dense[0])[-1][3] if dense and searched(dense[0]) else None
+    dense_ms = shown(dense[0], identity)[1] if identity else None
     parents = [t["number"] for t in trials if t["spec_key"] == trial["parent_key"] and t["state"] == "complete"]
-    ratio, accuracy, test = shown(trial)[0], trial["accuracy"], trial["test"]
+    ratio, accuracy, test = shown(trial, identity)[0], trial["accuracy"], trial["test"]
     return {
         "study": study,
         "trial": trial["number"],
@@ -177,6 +186,17 @@ def expected_front(rows, objectives):
             signs = [1 if OBJECTIVES[name] else -1 for name in objectives]
             points[row["trial"]] = [sign * value for sign, value in zip(signs, point, strict=True)]
     return [trial for trial, point in points.items() if not any(beats(other, point) for other in points.values())]
+
+
+def expected_near(rows, objectives, slack):
+    """Each trial alone made faster, and is it on the front then?"""
+    found = []
+    for row in rows:
+        eased = row | {"latency_ratio": row["latency_ratio"] and row["latency_ratio"] / (1 + slack)}
+        others = [other for other in rows if other is not row]
+        if row["trial"] in expected_front([*others, eased], objectives):
+            found.append(row["trial"])
+    return found
 
 
 def beats(a, b):
@@ -231,6 +251,9 @@ def test_views_and_frames_agree_with_the_rows(shared_database, objectives, trial
     assert plain(shared_database.trials_frame(study.name, all_rows=True), study.name) == rows
     assert plain(shared_database.trials_frame(study.name), study.name) == logical
     assert plain(shared_database.pareto_frame(study.name), study.name) == best
+    for slack in (0.5, 1.0):
+        found = shared_database.pareto_frame(study.name, latency_slack=slack).index.tolist()
+        assert found == expected_near(logical, objectives, slack)
 
     studies = shared_database.studies_frame().set_index("study").loc[study.name]
     for state in ("complete", "pruned", "failed", "running"):
@@ -283,10 +306,10 @@ def test_to_be_better_in_one_objective_is_enough(database, objective):
     database.save_study(study)
     trial = {"origin": "sampler", "state": "complete", "retry_of": None, "attempt": 0, "reason": None, "accuracy": 0.5}
     trial |= {"parameters": 2, "macs": 2, "bytes": 2, "seconds": {}, "test": None, "choices": [None, None]}
-    better = {"latency": {"measured": [("search", 0.25, 2.0)]}, "accuracy": {"accuracy": 0.6}}
+    better = {"latency": {"measured": [("search", 0.25, 2.0, "i")]}, "accuracy": {"accuracy": 0.6}}
     better = better.get(objective, {objective: 1})
-    first = trial | {"number": 0, "measured": [("search", 0.5, 2.0)]}
-    worse = {"accuracy": 0.4, "parameters": 3, "macs": 3, "bytes": 3, "measured": [("search", 0.75, 2.0)]}
+    first = trial | {"number": 0, "measured": [("search", 0.5, 2.0, "i")]}
+    worse = {"accuracy": 0.4, "parameters": 3, "macs": 3, "bytes": 3, "measured": [("search", 0.75, 2.0, "i")]}
     fill(database, study, [first, first | {"number": 1} | better, first | {"number": 2} | worse | better])
     expected = [1]  # 2 is equal to 1 in the objective and worse in the others
     assert [row["trial"] for row in view(database, "rs_pareto", study.name)] == expected
@@ -299,16 +322,21 @@ def test_to_be_better_in_one_objective_is_enough(database, objective):
     assert database.pareto_frame("other").index.tolist() == [0, 1]
 
 
-def test_the_front_follows_a_fresh_measurement(database):
+def test_the_front_follows_a_fresh_measurement_of_the_study_s_own_identity(database):
+    own, other = {"backend": "eager", "threads": "1"}, {"backend": "eager", "threads": "2"}
+    identity = key_of(own)
     study = make_study()
     database.save_study(study)
     base = {"retry_of": None, "attempt": 0, "parameters": 1, "macs": 1, "bytes": 1, "reason": None, "seconds": {}}
     base |= {"test": None, "choices": [None] * 3, "state": "complete"}
-    slow = {"number": 0, "origin": "dense", "accuracy": 0.5, "measured": [("search", 1.0, 2.0)]}
-    fast = {"number": 1, "origin": "sampler", "accuracy": 0.5, "measured": [("search", 0.5, 2.0)]}
+    slow = {"number": 0, "origin": "dense", "accuracy": 0.5, "measured": [("search", 1.0, 2.0, identity)]}
+    fast = {"number": 1, "origin": "sampler", "accuracy": 0.5, "measured": [("search", 0.5, 2.0, identity)]}
     fill(database, study, [base | slow, base | fast])
     assert database.pareto_frame(study.name).index.tolist() == [1]
-    database.add_measurement(study.name, 0, make_measurement(0.25, dense_p50_ms=8.0), "fresh")
+    database.add_measurement(study.name, 0, make_measurement(0.125, dense_p50_ms=16.0, identity=other), "fresh")
+    assert database.pareto_frame(study.name).index.tolist() == [1]
+    assert database.trials_frame(study.name).latency_ms.tolist() == [2.0, 1.0]
+    database.add_measurement(study.name, 0, make_measurement(0.25, dense_p50_ms=8.0, identity=own), "fresh")
     assert database.pareto_frame(study.name).index.tolist() == [0]
     assert database.trials_frame(study.name).latency_ms.tolist() == [2.0, 4.0]
 

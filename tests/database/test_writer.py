@@ -150,6 +150,7 @@ def test_what_is_not_there_is_named(database, study):
         lambda: database.add_measurement("study", 3, make_measurement(), "fresh"),
         lambda: database.add_score("study", 3, "test", make_score(0.5)),
         lambda: database.trial("study", 3),
+        lambda: database.samples("study", 3),
     ):
         with pytest.raises(NotFoundError, match="trial 3"):
             missing()
@@ -177,17 +178,95 @@ def test_find_measurement_is_the_newest_of_an_equal_plan(database, study):
     run_trial(database, study, make_trial(study, 0, plan), ratio=0.5)
     run_trial(database, study, make_trial(study, 1, other), ratio=0.6)
     run_trial(database, study, make_trial(study, 2, plan), ratio=0.7)
-    assert database.find_measurement("study", make_plan(1, 2)).ratio == 0.7
-    assert database.find_measurement("study", make_plan(2, 1)) is None
+    assert database.find_measurement(study, make_plan(1, 2)).ratio == 0.7
+    assert database.find_measurement(study, make_plan(2, 1)) is None
     elsewhere = make_measurement(0.9, identity={"device_model": "another"})
     database.add_measurement("study", 0, elsewhere, "fresh")
-    assert database.find_measurement("study", plan) == elsewhere
-    assert database.find_measurement("study", plan, {"device_model": "another"}) == elsewhere
-    assert database.find_measurement("study", plan, {"device_model": "a CPU"}).ratio == 0.7
-    assert database.find_measurement("study", plan, {"device_model": "a third"}) is None
-    namesake = replace(study, name="namesake")
-    database.save_study(namesake)
-    assert database.find_measurement("namesake", plan) is None
+    assert database.find_measurement(study, plan).ratio == 0.7
+
+
+def another(study, **fingerprint):
+    return replace(study, name="another", fingerprint={**study.fingerprint, **fingerprint})
+
+
+def at_another_resolution(study):
+    first = study.layers[0]
+    costlier = replace(first, cost=replace(first.cost, macs=2 * first.cost.macs))
+    return replace(study, name="another", layers=(costlier, *study.layers[1:]))
+
+
+def with_other_layers(study):
+    return replace(study, name="another", layers=study.layers[:2])
+
+
+@pytest.mark.parametrize(
+    ("sibling", "is_reused"),
+    [
+        (lambda study: another(study, weights="others", data="others"), True),
+        (lambda study: another(study, model="another"), False),
+        (lambda study: another(study, **{"latency threads": "2"}), False),
+        (lambda study: another(study, **{"latency input": "new in this version"}), False),
+        (at_another_resolution, False),
+        (with_other_layers, False),
+    ],
+    ids=["weights", "model", "threads", "version", "resolution", "layers"],
+)
+def test_another_study_takes_over_what_was_measured_on_the_same_net_and_device(database, study, sibling, is_reused):
+    run_trial(database, study, make_trial(study, 0))
+    measured = run_trial(database, study, make_trial(study, 1, make_plan(1))).result.measurement
+    found = database.find_measurement(sibling(study), make_plan(1))
+    assert (found is not None) == is_reused
+    if found:
+        assert found == replace(measured, conditions={"reused from": "study/1"} | measured.conditions)
+
+
+def test_a_measurement_that_was_taken_over_is_known_by_whom_it_was_made_for(database, study):
+    run_trial(database, study, make_trial(study, 0, make_plan(1)))
+    second = replace(study, name="second")
+    database.save_study(second)
+    trial = make_trial(second, 0, make_plan(1))
+    database.start_trial("second", trial)
+    taken = database.find_measurement(second, trial.spec.plan)
+    database.finish_trial("second", 0, replace(make_result(trial), measurement=taken), "2026")
+    assert database.trial("second", 0).result.measurement.conditions["reused from"] == "study/0"
+    assert database.find_measurement(second, trial.spec.plan) == taken
+
+
+@pytest.mark.parametrize(
+    ("half_width", "flags", "wanted", "is_reused"),
+    [
+        (0.01, (), {}, True),
+        (0.01, ("launch_bound",), {}, True),
+        (0.01, ("contended",), {}, False),
+        (0.01, ("unstable",), {}, False),
+        (0.01, ("throttled",), {}, False),
+        (0.03, ("noisy",), {}, True),  # it was tried as long as it would be now
+        (0.03, ("noisy",), {"max_seconds": 60.0}, False),
+        (0.03, ("noisy",), {"half_width": 0.005}, False),
+        (0.03, ("noisy",), {"max_seconds": 60.0, "half_width": 0.05}, True),
+        (0.01, (), {"half_width": 0.005}, False),
+    ],
+)
+def test_a_measurement_is_taken_over_if_it_is_as_good_as_a_new_one(
+    database, study, half_width, flags, wanted, is_reused
+):
+    trial = make_trial(study, 0, make_plan(1))
+    database.start_trial("study", trial)
+    low, high = 0.5 * (1 - half_width), 0.5 * (1 + half_width)
+    measured = replace(make_measurement(0.5), ratio_low=low, ratio_high=high, flags=flags)
+    database.finish_trial("study", 0, replace(make_result(trial), measurement=measured), "2026")
+    wants = replace(study, name="another", measure=replace(study.measure, **wanted))
+    assert (database.find_measurement(wants, make_plan(1)) is not None) == is_reused
+
+
+def test_a_fresh_measurement_is_taken_over_where_it_is_narrow_enough(database, study):
+    """How long it was tried is not known."""
+    database.start_trial("study", make_trial(study, 0, make_plan(1)))
+    narrow = replace(make_measurement(0.5), ratio_low=0.496, ratio_high=0.504)
+    database.add_measurement("study", 0, replace(narrow, ratio_low=0.4, ratio_high=0.6), "fresh")
+    assert database.find_measurement(study, make_plan(1)) is None
+    database.add_measurement("study", 0, narrow, "fresh")
+    assert database.find_measurement(study, make_plan(1)).ratio == 0.5
 
 
 def break_statements(database, monkeypatch, failures):

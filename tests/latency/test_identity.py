@@ -4,11 +4,13 @@ import os
 import sys
 import types
 
+import onnxruntime
 import pytest
 import torch
 
 from ranksearch.latency import conditions, environment, identity, lock_name
 from ranksearch.latency import identity as identity_function
+from ranksearch.latency.backends import BACKENDS
 from ranksearch.latency.identity import _cpu_info, _cpu_model
 from ranksearch.latency.nvml import Gpu
 from ranksearch.records import Environment, MeasureConfig
@@ -28,7 +30,10 @@ model name\t: another
 
 @pytest.mark.parametrize(
     "change",
-    [{"threads": 2}, {"dtype": "bfloat16"}, {"layout": "channels_last"}, {"batch_size": 1}],
+    [
+        *({"threads": 2}, {"dtype": "bfloat16"}, {"layout": "channels_last"}, {"batch_size": 1}),
+        *({"backend": "onnxruntime"}, {"fold_batchnorm": True}),
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_what_changes_a_latency_changes_the_identity(change):
@@ -40,6 +45,14 @@ def test_what_changes_a_latency_changes_the_identity(change):
 )
 def test_how_long_one_measures_does_not(change):
     assert identity(dataclasses.replace(CONFIG, **change), CPU) == identity(CONFIG, CPU)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_version_of_the_backend_changes_the_identity(monkeypatch, backend):
+    config = dataclasses.replace(CONFIG, backend=backend)
+    before = identity(config, CPU)
+    monkeypatch.setattr(onnxruntime, "__version__", "0.1")
+    assert (identity(config, CPU) != before) == (backend == "onnxruntime")
 
 
 def test_the_default_batch_and_the_same_batch_written_out_are_one_identity():

@@ -3,11 +3,14 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from bisect import bisect
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -30,12 +33,12 @@ from ranksearch.latency.lock import DeviceLock
 lock, kind = DeviceLock("dev", Path(sys.argv[1])), sys.argv[2]
 print("ready", flush=True)
 sys.stdin.readline()
-spans, until = [], time.monotonic() + 1.5
-while time.monotonic() < until:
+spans = []
+for _ in range(80):
     asked = time.monotonic()
     with getattr(lock, kind)():
         got = time.monotonic()
-        time.sleep(0.004)
+        time.sleep(0.002)
         spans.append((kind, asked, got, time.monotonic()))
 print(json.dumps(spans))
 """
@@ -46,6 +49,14 @@ from ranksearch.latency.lock import DeviceLock
 with getattr(DeviceLock("dev", Path(sys.argv[1])), sys.argv[2])():
     print("held", flush=True)
     time.sleep(60)
+"""
+QUEUER = """
+import os, sys, time
+from pathlib import Path
+from ranksearch.latency.lock import DeviceLock
+with getattr(DeviceLock("dev", Path(sys.argv[1])), sys.argv[2])():
+    print("held", flush=True)
+    sys.stdin.readline()
 """
 FORKER = """
 import os, sys, time
@@ -87,10 +98,10 @@ def directory(tmp_path):
 
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory):
-    """Eight contenders, six training and two measuring, for a second and a half."""
+    """Eight contenders, four training and four measuring, each in a tight loop."""
     directory = tmp_path_factory.mktemp("locks")
     directory.chmod(0o700)
-    processes = [start(CONTENDER, directory, kind) for kind in ["shared"] * 6 + ["exclusive"] * 2]
+    processes = [start(CONTENDER, directory, kind) for kind in ["shared"] * 4 + ["exclusive"] * 4]
     assert [process.stdout.readline() for process in processes] == [b"ready\n"] * 8
     for process in processes:
         process.stdin.write(b"go\n")
@@ -118,9 +129,70 @@ def test_shared_is_shared(spans):
 
 
 def test_nobody_starves(spans):
-    assert all(len(own) >= 5 for own in spans)
-    longest_wait = max(got - asked for own in spans for _, asked, got, _ in own)
-    assert longest_wait < 1.0
+    """Counted in what others are granted meanwhile, whatever the machine's load: once each is fair.
+
+    A contender that loses its core between looking at the clock and asking is passed more often, without having asked.
+    """
+    waits = []
+    for own in spans:
+        granted = sorted(got for other in spans if other is not own for _, _, got, _ in other)
+        waits += [bisect(granted, got) - bisect(granted, asked) for _, asked, got, _ in own]
+    waits.sort()
+    assert waits[int(0.9 * len(waits))] <= len(spans) - 1
+    assert waits[-1] <= 6 * len(spans)
+
+
+def num_queued(directory):
+    """Places that are taken in the queue, as the kernel lists them."""
+    queue = directory / "dev.queue"
+    if not queue.exists():
+        return 0
+    taken = re.compile(rf"^\d+: OFDLCK +\S+ +WRITE .*:{queue.stat().st_ino} ", re.MULTILINE)
+    return len(taken.findall(Path("/proc/locks").read_text()))
+
+
+def wait_for(condition):
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def waiting():
+    """Processes, those still there killed at the end."""
+    processes = []
+    yield processes
+    for process in [p for p in processes if p.poll() is None]:
+        process.kill()
+        process.communicate()
+
+
+KINDS = ["exclusive", "shared", "shared", "exclusive", "shared", "exclusive"]
+
+
+def rounds(queue):
+    """Who of those waiting, in order, hold it at the same time: sharers that stand next to each other."""
+    return [list(group) for _, group in groupby(queue, lambda i: "shared" if KINDS[i] == "shared" else i)]
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="this system does not list its locks")
+@pytest.mark.parametrize("killed", [None, 0, 1, 3, 5])
+def test_first_come_first_served_also_where_one_is_killed_waiting(directory, waiting, killed):
+    with DeviceLock("dev", directory).exclusive():
+        for kind in KINDS:
+            waiting.append(start(QUEUER, directory, kind))
+            wait_for(lambda: num_queued(directory) == len(waiting))
+        queue = [i for i in range(len(KINDS)) if i != killed]
+        if killed is not None:
+            waiting[killed].kill()
+            waiting[killed].communicate()
+            wait_for(lambda: num_queued(directory) == len(queue))
+    for together in rounds(queue):
+        assert [waiting[i].stdout.readline() for i in together] == [b"held\n"] * len(together)
+        wait_for(lambda last=together[-1]: num_queued(directory) == sum(i > last for i in queue))
+        for i in together:
+            waiting[i].communicate(b"go\n")
 
 
 @pytest.mark.parametrize("kind", ["shared", "exclusive"])

@@ -6,7 +6,6 @@ from torch import nn
 
 from ranksearch.errors import DataError
 from ranksearch.latency import prepare, prepare_inputs, resolve, resolve_batch_size
-from ranksearch.latency.backends import BACKENDS
 from ranksearch.records import MeasureConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -61,24 +60,3 @@ def test_prepared_inputs_keep_their_type():
 def test_an_example_of_several_is_refused():
     with pytest.raises(DataError, match=r"shape \(4, 2\); its first dimension must be 1"):
         prepare_inputs((torch.zeros(4, 2),), MeasureConfig(), CPU)
-
-
-class Echo(nn.Module):
-    def forward(self, *args, **kwargs):
-        return args, kwargs
-
-
-@pytest.mark.parametrize(
-    ("inputs", "expected"),
-    [(1, ((1,), {})), ((1, 2), ((1, 2), {})), ({"a": 1}, ((), {"a": 1})), ([1, 2], (([1, 2],), {}))],
-)
-@pytest.mark.parametrize("backend", BACKENDS.values(), ids=list(BACKENDS))
-def test_inputs_become_arguments(backend, inputs, expected):
-    call = backend.prepare(Echo(), inputs, MeasureConfig(), CPU)
-    assert call() == expected
-    assert call() == expected
-
-
-def test_every_backend_a_config_allows_exists():
-    for name in BACKENDS:
-        assert MeasureConfig(backend=name).backend == name == BACKENDS[name].name

@@ -32,6 +32,7 @@ from ranksearch.study.sampler import TPESampler
 from ranksearch.study.search import seeds_of
 from ranksearch.study.source import StudySource
 
+IDENTITY = {"device": "test"}
 ENVIRONMENT = Environment(
     device="cpu", device_model="test", host="here", python="3", torch="2", ranksearch="0", cores=2
 )
@@ -61,7 +62,7 @@ def study_record(num_layers: int = 4, name: str = "toy", recipes: tuple[str, ...
     return StudyRecord(
         name=name,
         created="2026-01-01T00:00:00.000+00:00",
-        fingerprint={"model": "m", "device": "test"},
+        fingerprint={"model": "m", "device": "test"} | {f"latency {part}": of for part, of in IDENTITY.items()},
         objectives=("latency", "accuracy"),
         layers=layers,
         seeds=seeds_of(layers, ways),
@@ -76,7 +77,7 @@ def study_record(num_layers: int = 4, name: str = "toy", recipes: tuple[str, ...
 def measurement(ratio: float) -> Measurement:
     return Measurement(
         protocol=1,
-        identity={"device": "test"},
+        identity=IDENTITY,
         conditions={"load": 0.1},
         batch_size=8,
         ratio=ratio,

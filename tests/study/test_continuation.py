@@ -9,6 +9,7 @@ import torch
 from ranksearch.database import Database, study_lock
 from ranksearch.errors import ConfigError, ModelError, NotFoundError
 from ranksearch.finetune import loop
+from ranksearch.latency import DeviceLock
 from ranksearch.records import MeasureConfig, key_of
 from ranksearch.study import continuation
 from ranksearch.study.continuation import continue_training, longer
@@ -67,7 +68,9 @@ def test_a_child_has_its_parent_s_plan_and_latency_and_is_no_worse(study, config
     assert child == study.trial(BUDGET)
     assert (child.origin, child.recipe, child.spec.parent) == ("finetune:3", None, key_of(parent.spec))
     assert child.spec.plan == parent.spec.plan
-    assert child.result.measurement == parent.result.measurement
+    measured = parent.result.measurement
+    conditions = {**measured.conditions, "reused from": "toy/3"}
+    assert child.result.measurement == replace(measured, conditions=conditions)
     assert child.result.oneshot == parent.result.score
     assert child.result.score.value >= parent.result.score.value
     mirrored = optuna.load_study(study_name="toy", storage=config.storage).get_trials()
@@ -142,6 +145,17 @@ def test_it_waits_for_a_run_to_let_go_before_it_stores(study, config, go_on, mon
         assert go_on(on_wait=on_wait).number == BUDGET
     assert len(waited) == 1
     assert "is being run" in waited[0]
+
+
+def test_others_may_measure_meanwhile(go_on, monkeypatch):
+    """The device's lock is let go of between steps, and taken again."""
+    taken, shared = [], DeviceLock.shared
+    monkeypatch.setattr(DeviceLock, "shared", lambda self: taken.append(self) or shared(self))
+    go_on()
+    before = len(taken)
+    monkeypatch.setattr(continuation, "TURN_SECONDS", 0.0)
+    go_on(steps=13)
+    assert len(taken) >= before + 13
 
 
 def test_what_cannot_be_trained_on(study, go_on, task):

@@ -1,6 +1,9 @@
 """The budget's bookkeeping: N means N, whatever fails, is lost, or is killed."""
 
+import tempfile
 from collections import Counter
+from dataclasses import replace
+from statistics import median
 
 import optuna
 import pytest
@@ -10,10 +13,11 @@ from optuna.trial import TrialState as OptunaState
 
 from ranksearch.database import Database
 from ranksearch.errors import TooManyFailuresError
-from ranksearch.records import TrialResult, TrialState, key_of
+from ranksearch.records import FinetuneConfig, MeasureConfig, Plan, TrialResult, TrialState, key_of
 from ranksearch.study.mirror import OptunaMirror
-from ranksearch.study.source import MAX_RETRIES, StudySource
-from tests.study.conftest import Bench, Killed, pretend, study_record
+from ranksearch.study.search import SearchConfig, run_search
+from ranksearch.study.source import LOST_IN_DRIVER, LOST_WITH_DRIVER, MAX_RETRIES, StudySource
+from tests.study.conftest import Bench, Killed, measurement, pretend, study_record
 
 
 def lost(spec, study):
@@ -239,3 +243,100 @@ def test_the_source_is_not_exhausted_while_a_running_trial_may_come_back(bench):
         assert isinstance(source, StudySource)
         source.complete(again, pretend(again.spec, bench.study))
         assert source.exhausted
+
+
+# --- a plan is measured once ---
+
+
+def lost_while_training(spec):
+    """What its worker had left by then."""
+    return TrialResult(key=key_of(spec), state=TrialState.RUNNING, measurement=measurement(0.5))
+
+
+@pytest.mark.parametrize("in_driver", [False, True])
+def test_a_retry_takes_over_the_latency_that_was_measured_before_its_driver_was_killed(bench, in_driver):
+    bench.in_driver = in_driver
+    bench.drive(1)
+    with bench.database() as database:
+        job = bench.source(database, 2).suggest()
+        assert job.measurement is None
+        bench.outbox.put_result(lost_while_training(job.spec))
+    with bench.database() as database:
+        retry = bench.source(database, 2).suggest()
+        lost = database.trial("toy", job.number)
+    assert lost.state is TrialState.FAILED
+    assert lost.result.reason == (LOST_IN_DRIVER if in_driver else LOST_WITH_DRIVER)
+    assert retry.spec == job.spec
+    assert retry.measurement.ratio == 0.5
+    assert retry.measurement.conditions["reused from"] == f"toy/{job.number}"
+
+
+def test_trials_that_differ_in_their_recipe_alone_are_measured_once_and_the_dense_model_in_every_study(tmp_path):
+    first = Bench(tmp_path, study_record(num_layers=1, recipes=("short", "long")))
+    second = Bench(tmp_path, study_record(num_layers=1, name="second"))
+    given = []
+    for bench in (first, second):
+        with bench.database() as database:
+            source = bench.source(database, 12)
+            while (job := source.suggest()) is not None:
+                given.append((bench.study.name, job.spec.plan, job.measurement))
+                result = pretend(job.spec, bench.study)
+                source.complete(job, replace(result, measurement=job.measurement or result.measurement))
+    measured = [(study, plan) for study, plan, known in given if known is None]
+    assert len(set(measured)) == len(measured), "measured twice in one study"
+    before, after = ({plan for study, plan in measured if study == name} for name in ("toy", "second"))
+    assert before & after == {Plan()}
+    assert len(before) < 12, "two recipes of one plan"
+
+
+def search(task, folder, monkeypatch, study, **measure):
+    """A real one, in this process. Gives its trials, and how many of them were measured."""
+    from ranksearch import latency
+
+    measured, original = [], latency.measure
+
+    def calm(*args, **kwargs):
+        """Other work on this machine must not decide what is taken over."""
+        measured.append(1)
+        return replace(original(*args, **kwargs), flags=())
+
+    monkeypatch.setattr(latency, "measure", calm)
+    monkeypatch.setattr("ranksearch.latency.protocol.MAX_WARMUP_SECONDS", 0.05)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))  # nobody else's measurement is waited for
+    quick = {"batch_size": 2, "max_seconds": 0.05, "min_blocks": 2, "iterations_per_block": 2}
+    url = f"sqlite:///{folder / 'shared.db'}"
+    config = SearchConfig(
+        budget=3,
+        study=study,
+        storage=url,
+        executor="inline",
+        finetune=FinetuneConfig(steps=1, precision="float32", layout="contiguous", threads=1),
+        measure=MeasureConfig(**quick | measure),
+    )
+    run_search(task, config)
+    monkeypatch.undo()
+    with Database.open(url) as database:
+        samples = [database.samples(study, number) for number in range(3)]
+        return database.trials(study), len(measured), samples
+
+
+def test_a_second_study_of_a_net_measures_nothing_but_its_dense_model(task, tmp_path, monkeypatch):
+    first, num_first, samples = search(task, tmp_path, monkeypatch, "first")
+    assert num_first == 3
+    assert all(len(found) == 1 for found in samples)
+    for trial, found in zip(first, samples, strict=True):
+        (kept,), measured = found.values(), trial.result.measurement
+        assert sum(map(len, kept.dense_ms)) == measured.num_samples
+        ratios = [median(own) / median(dense) for dense, own in zip(kept.dense_ms, kept.candidate_ms, strict=True)]
+        assert median(ratios) == pytest.approx(measured.ratio, rel=1e-6), "the blocks are those that were compared"
+    again, num_again, samples = search(task, tmp_path, monkeypatch, "second")
+    assert num_again == 1
+    assert ["measure" in trial.result.seconds for trial in again] == [True, False, False]
+    assert [len(found) for found in samples] == [1, 0, 0]
+    for old, new in zip(first[1:], again[1:], strict=True):
+        assert new.spec.plan == old.spec.plan
+        assert new.result.measurement.conditions["reused from"] == f"first/{old.number}"
+        assert new.result.value_of("latency") == old.result.value_of("latency")
+        assert new.result.score == old.result.score
+    _, num_with_two_threads, _ = search(task, tmp_path, monkeypatch, "threads", threads=2)
+    assert num_with_two_threads == 3

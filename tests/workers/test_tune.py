@@ -2,6 +2,7 @@
 
 import os
 from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from ranksearch.workers.executor import ClusterConfig, Job, WorkerSetup
 from ranksearch.workers.inline import InlineExecutor
 from ranksearch.workers.tune import TuneExecutor, check_room
 from tests.treachery import EXITS, HANGS, HOLDS_THE_INTERPRETER, NANS, RAISES, treacherous_task
+from tests.workers.made import KNOWN
 
 FINETUNE = FinetuneConfig(steps=2, precision="float32", layout="contiguous", threads=1, calibration_examples=64)
 MEASURE = MeasureConfig(batch_size=2, max_seconds=0.05, min_blocks=2, iterations_per_block=2)
@@ -51,9 +53,22 @@ class ListSource:
 def executor(tmp_path_factory):
     files = tmp_path_factory.mktemp("files")
     setup = WorkerSetup(treacherous_task(), "cpu", files, trial_timeout_seconds=12.0)
-    executor = TuneExecutor(setup, ClusterConfig(cpus_per_trial=1, max_concurrent=1))
-    yield executor
-    executor.close()
+    with pytest.MonkeyPatch.context() as patch:
+        # Where workers find the device's lock: nobody else's measurement is waited for, within the trial's time.
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))
+        executor = TuneExecutor(setup, ClusterConfig(cpus_per_trial=1, max_concurrent=1))
+        yield executor
+        executor.close()
+
+
+def test_a_known_latency_travels_to_the_worker_and_a_new_one_back_with_its_samples(executor):
+    source = ListSource([spec(4), spec(8)])
+    source.waiting[0] = replace(source.waiting[0], measurement=KNOWN)
+    executor.run(source)
+    known, new = source.results[0], source.results[1]
+    assert known.measurement == KNOWN
+    assert "measure" not in known.seconds
+    assert len(new.measurement.samples.dense_ms) == new.measurement.num_blocks
 
 
 def node_of(bench: Workbench) -> tuple[int, str]:
