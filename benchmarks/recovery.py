@@ -118,7 +118,7 @@ LINEARCONV = Case(
     validation=1000,
     test=4000,
     dense=TrainRecipe(epochs=6),
-    finetune=FinetuneConfig(steps=200, learning_rate=0.002),
+    finetune=FinetuneConfig(steps=200, learning_rate=1e-4, ema=0.9),
 )
 FOUR = {
     "half primary": linearconv("linearconv"),
