@@ -262,7 +262,8 @@ def _options(
             continue
         largest[method.name] = method.max_ranks(shape)
         for option in _options_of(config, name, shape, method, rule):
-            by_cost.setdefault(option.cost, option)
+            if option.cost != dense:  # what costs as much as the dense layer has no place beside it
+                by_cost.setdefault(option.cost, option)
     _check_values(name, largest, rule)
     if not by_cost:
         return (), "; ".join(refusals) if len(refusals) == len(

@@ -101,7 +101,7 @@ def vgg11(num_classes, in_channels):
 
 TOML = """
 executor = "inline"
-budget = 6
+budget = 10
 study = "one"
 
 [finetune]
@@ -134,7 +134,7 @@ def striped(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def project(tmp_path, monkeypatch):
     (tmp_path / "slim.py").write_text(SLIM)
     (tmp_path / "ranksearch.toml").write_text(TOML)
-    (x_train, y_train), (x_test, y_test) = striped(360, 0), striped(64, 1)
+    (x_train, y_train), (x_test, y_test) = striped(1200, 0), striped(64, 1)
     np.savez(tmp_path / "striped.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -147,17 +147,17 @@ def project(tmp_path, monkeypatch):
 )
 def test_one_command_trains_searches_and_ends_with_a_front(project, capsys, space, net):
     words = ["--model", f"slim.py:{net}", "--data", "npz:striped.npz", "--space", space]
-    words += ["--train", "epochs=2,batch_size=16", "--format", "json"]
+    words += ["--train", "epochs=1,batch_size=16", "--format", "json"]
     assert main(["run", *words]) == 0
     printed = capsys.readouterr()
     front = json.loads(printed.out)
-    assert "6/6" in printed.err
+    assert "10/10" in printed.err
     assert front[0]["origin"] == "dense"
     assert front[0]["accuracy"] > 0.5
     assert len(front) >= 3
     assert min(row["parameters"] for row in front) < 0.7 * front[0]["parameters"]
     task = Settings.read(
-        {"model": f"slim.py:{net}", "data": "npz:striped.npz", "train": "epochs=2,batch_size=16"}
+        {"model": f"slim.py:{net}", "data": "npz:striped.npz", "train": "epochs=1,batch_size=16"}
     ).task()
     assert task.example_input.shape == (1, 1, 32, 32)
     assert len(list((project / "cache").rglob("trained-*.safetensors"))) == 1
