@@ -262,8 +262,7 @@ def _options(
             continue
         largest[method.name] = method.max_ranks(shape)
         for option in _options_of(config, name, shape, method, rule):
-            if option.cost != dense:  # what costs as much as the dense layer has no place beside it
-                by_cost.setdefault(option.cost, option)
+            by_cost.setdefault(option.cost, option)
     _check_values(name, largest, rule)
     if not by_cost:
         return (), "; ".join(refusals) if len(refusals) == len(
@@ -279,7 +278,9 @@ def _options_of(config: SpaceConfig, name: str, shape: LayerShape, method: Metho
         Option(choice=LayerChoice(method=method.name, ranks=ranks), cost=method.cost(shape, ranks))
         for ranks in _rank_grid(name, method.max_ranks(shape), rule)
     ]
-    return _thin([o for o in options if _is_kept(_weights(config, o.cost), dense, rule.kept)], rule.per_method)
+    # What costs exactly as much as the dense layer has no place beside it.
+    kept = [o for o in options if _is_kept(_weights(config, o.cost), dense, rule.kept) and o.cost != shape.cost()]
+    return _thin(kept, rule.per_method)
 
 
 def _weights(config: SpaceConfig, cost: Cost) -> tuple[int, ...]:
