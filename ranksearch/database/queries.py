@@ -33,8 +33,10 @@ class Queries(Store):
 
     def lineage(self, study: str, number: int) -> list[TrialSpec]:
         """The specs of a trial and of those whose models it goes on from, its own last. Raises NotFoundError."""
-        specs = {key_of(trial.spec): trial.spec for trial in self.trials(study)}
         found = [self.trial(study, number).spec]
+        if found[0].parent is None:
+            return found  # as those of a search do: the others need not be read
+        specs = {key_of(trial.spec): trial.spec for trial in self.trials(study)}
         while (parent := found[0].parent) is not None:
             found.insert(0, specs[parent])
         return found

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from ranksearch.records import MeasureConfig
+from ranksearch.threads import threads
 
 __all__ = ["CpuWatch", "quiet"]
 
@@ -17,18 +18,8 @@ __all__ = ["CpuWatch", "quiet"]
 @contextmanager
 def quiet(config: MeasureConfig, device: torch.device) -> Iterator[None]:
     """Fixed threads, one core where one thread works on the CPU, and no garbage collection; all put back after."""
-    with _threads(config.threads), _pinned(device.type == "cpu" and config.threads == 1), _gc_paused():
+    with threads(config.threads), _pinned(device.type == "cpu" and config.threads == 1), _gc_paused():
         yield
-
-
-@contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

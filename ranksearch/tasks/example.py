@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from ranksearch.records import key_of
 from ranksearch.tasks.sources.digits import VIEW, load_digits
-from ranksearch.tasks.trained import TrainRecipe, cached, fit, one_thread
+from ranksearch.tasks.trained import TrainRecipe, cached, fit
+from ranksearch.threads import threads
 
 __all__ = ["ExampleNet", "example_model", "train_example"]
 
@@ -84,7 +85,7 @@ def example_model(cache_dir: Path | None = None) -> ExampleNet:
 def train_example(recipe: Recipe = RECIPE) -> ExampleNet:
     """The example trained from scratch, on one thread: some ten seconds. The global random state is left as it was."""
     log.info("training the example model on digits (once; it is cached)")
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), threads(1):
         torch.manual_seed(recipe.seed)
         model, data = ExampleNet(recipe.channels), load_digits("dataset")
         fit(model, data.train, recipe, loss=functional.cross_entropy, augment=data.augment, seed=recipe.seed)

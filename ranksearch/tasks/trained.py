@@ -14,8 +14,7 @@ import logging
 import math
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -36,7 +35,7 @@ from ranksearch.tasks.data import Augment
 from ranksearch.tasks.split import Split
 from ranksearch.tasks.task import Task
 
-__all__ = ["TrainRecipe", "cached", "fit", "one_thread", "trained"]
+__all__ = ["TrainRecipe", "cached", "fit", "trained"]
 
 log = logging.getLogger(__name__)
 
@@ -227,15 +226,3 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe, steps: int)
     if recipe.schedule == "step":
         return StepLR(optimizer, max(1, round(STEP * steps)))
     return LambdaLR(optimizer, lambda _: 1.0)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The same sums in the same order whatever the number of cores; and on a busy machine small layers on several
-    threads wait for each other far longer than one thread takes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -7,8 +7,6 @@ run compiled depends on what was compiled before.
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, cast
 
@@ -19,6 +17,7 @@ from ranksearch.errors import ConfigError
 from ranksearch.inputs import forward
 from ranksearch.latency.backends.backend import Call, cannot_run
 from ranksearch.records import MeasureConfig
+from ranksearch.threads import threads
 
 __all__ = ["Compiled"]
 
@@ -43,7 +42,7 @@ class Compiled:
         options: Any = {"cpp.cxx": (_compiler(),)} if device.type == "cpu" else None
         compiled = torch.compile(_own(lambda: forward(model, inputs)), fullgraph=True, dynamic=False, options=options)
         try:
-            with _threads(config.threads):  # the code is made for so many
+            with threads(config.threads):  # the code is made for so many
                 compiled()
         except Exception as error:
             raise cannot_run(self.name, error) from error
@@ -63,13 +62,3 @@ def _compilers() -> list[str]:
 
 def _compiler() -> str | None:
     return next(filter(None, map(shutil.which, _compilers())), None)
-
-
-@contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

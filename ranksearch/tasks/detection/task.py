@@ -22,7 +22,8 @@ from ranksearch.tasks.detection.ssd import MobileNetSSD, prior_boxes
 from ranksearch.tasks.sources import load_data
 from ranksearch.tasks.split import split_off
 from ranksearch.tasks.task import Task
-from ranksearch.tasks.trained import TrainRecipe, cached, fit, one_thread
+from ranksearch.tasks.trained import TrainRecipe, cached, fit
+from ranksearch.threads import threads
 
 __all__ = ["detection_task", "small_ssd_task", "ssd_task", "train_small"]
 
@@ -62,7 +63,7 @@ def train_small(recipe: Recipe) -> MobileNetSSD:
     """The small net trained from scratch, on one thread. The global random state is left as it was."""
     log.info("training the small detector on drawn scenes (once; it is cached)")
     train = _scenes("digits", recipe.image_size)["train"].drawn()
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), threads(1):
         torch.manual_seed(recipe.seed)
         model = MobileNetSSD(recipe.width)
         fit(model, train, recipe, loss=MultiboxLoss(prior_boxes(recipe.image_size), math.inf), seed=recipe.seed)
