@@ -1,0 +1,38 @@
+"""The plain records that everything else passes around. Standard library only."""
+
+from ranksearch.records.config import FinetuneConfig, MeasureConfig, Recipe
+from ranksearch.records.measurement import Environment, Measurement, Samples
+from ranksearch.records.plan import DENSE, Cost, LayerChoice, LayerRecord, Option, Plan, Proposal, SeedPlan
+from ranksearch.records.profile import OptionProfile, Profile
+from ranksearch.records.record import Record, key_of, nearest
+from ranksearch.records.study import StudyRecord
+from ranksearch.records.trial import OBJECTIVES, Score, TrialRecord, TrialResult, TrialSpec, TrialState
+
+__all__ = [
+    "DENSE",
+    "OBJECTIVES",
+    "Cost",
+    "Environment",
+    "FinetuneConfig",
+    "LayerChoice",
+    "LayerRecord",
+    "MeasureConfig",
+    "Measurement",
+    "Option",
+    "OptionProfile",
+    "Plan",
+    "Profile",
+    "Proposal",
+    "Recipe",
+    "Record",
+    "Samples",
+    "Score",
+    "SeedPlan",
+    "StudyRecord",
+    "TrialRecord",
+    "TrialResult",
+    "TrialSpec",
+    "TrialState",
+    "key_of",
+    "nearest",
+]
