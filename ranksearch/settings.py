@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ranksearch.errors import ConfigError, ModelError
 from ranksearch.recipes import FinetuneTable
@@ -81,6 +81,13 @@ class Settings(BaseModel):
     )
     finetune: FinetuneTable = Field({}, description="What wins over the space's recipes.")
     measure: MeasureConfig = MeasureConfig()
+
+    @field_validator("measure", mode="before")
+    @classmethod
+    def _listed(cls, table: Any) -> Any:
+        """A flag or the environment writes 8,32 where a file has [8, 32]."""
+        sizes = table.get("also_batch_sizes") if isinstance(table, Mapping) else None
+        return {**table, "also_batch_sizes": sizes.split(",") if sizes else []} if isinstance(sizes, str) else table
 
     @classmethod
     def read(cls, flags: Mapping[str, Any], config: Path | None = None) -> Self:

@@ -114,7 +114,8 @@ def test_every_setting_can_be_a_variable(monkeypatch):
     values = {name: default for name, default in Settings().model_dump(mode="json").items() if name not in TABLES}
     texts = {f"RANKSEARCH_{n.upper()}": str(v if v is not None else SAMPLE.get(n, "text")) for n, v in values.items()}
     for table, record in TABLES.items():
-        texts |= {f"RANKSEARCH_{table}__{f.name}".upper(): str(f.default) for f in fields(record)}
+        defaults = {f.name: "" if f.default == () else str(f.default) for f in fields(record)}  # a list has commas
+        texts |= {f"RANKSEARCH_{table}__{name}".upper(): text for name, text in defaults.items()}
     for name, text in texts.items():
         monkeypatch.setenv(name, text)
     found = Settings.read({})
@@ -125,6 +126,8 @@ def test_every_setting_can_be_a_variable(monkeypatch):
 
 SAMPLE = {"gpus_per_trial": 0.5, "cpus_per_trial": 2, "max_concurrent": 3, "trial_timeout": 1.5, "max_failures": 4}
 
+
+SIZES = "also_batch_sizes"
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
@@ -140,6 +143,8 @@ SAMPLE = {"gpus_per_trial": 0.5, "cpus_per_trial": 2, "max_concurrent": 3, "tria
         ("finetune = 3", "other.toml: finetune is 3; it must be a table"),
         ("[finetune]\nsteps = -1", "other.toml: finetune.steps is -1; it must be 0 or more"),
         ("[measure]\nthreads = 0", "other.toml: measure.threads is 0; it must be 1 or more"),
+        (f"[measure]\n{SIZES} = [0]", f"other.toml: measure.{SIZES} is (0,); it must be numbers of at least 1"),
+        (f"[measure]\n{SIZES} = '1,two'", f"other.toml: measure.{SIZES}.1 is 'two'; it must be a valid integer"),
         ("a b", "other.toml is not valid TOML: Expected '=' after a key in a key/value pair (at line 1, column 3)"),
     ],
 )  # fmt: skip
@@ -292,3 +297,8 @@ def test_a_study_made_in_python_does_not_name_its_model():
     with pytest.raises(ModelError, match="--model"):
         Settings.of_study(study, {})
     assert Settings.of_study(study, {"model": "nets.py:net"}).model == "nets.py:net"
+
+
+@pytest.mark.parametrize("given", ["1,32", [1, 32], " 1, 32"])
+def test_more_batch_sizes_are_a_list_or_numbers_with_commas(given):
+    assert Settings.read({"measure": {"also_batch_sizes": given}}).measure.also_batch_sizes == (1, 32)

@@ -68,6 +68,7 @@ TABLE_HELP: Mapping[tuple[str, str], str] = {
     ("measure", "backend"): "How models are run: eager, onnxruntime, cuda-graph or compile.",
     ("measure", "fold_batchnorm"): "Whether BatchNorm is folded into the layer before it, in both models.",
     ("measure", "batch_size"): "Examples in a measured pass; 0: 8 on a CPU, 32 on a GPU.",
+    ("measure", "also_batch_sizes"): "More sizes, like 1,32, that the final front is measured with, too.",
     ("measure", "threads"): "CPU threads of a measured pass.",
     ("measure", "dtype"): "float32, bfloat16 or float16.",
     ("measure", "layout"): "contiguous or channels_last.",
@@ -151,7 +152,7 @@ def _parameter(name: str, description: str, default: Any, panel: str) -> inspect
     """A flag that takes text: `Settings` reads and checks it, as it does what a file or the environment says."""
     flag = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=description if default is None else f"{description} Default {default}.",
+        help=description if default in (None, ()) else f"{description} Default {default}.",
         metavar="VALUE",
         show_default=False,
         rich_help_panel=panel,

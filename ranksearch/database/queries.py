@@ -57,6 +57,19 @@ class Queries(Store):
             )
             return {row.id: Samples.unpack(row.packed, row.num_blocks) for row in connection.execute(query)}
 
+    def fresh_measurements(self, study: str) -> list[tuple[int, Measurement]]:
+        """The number of a trial and what was measured again of it, the oldest first. Raises NotFoundError."""
+        trial, measurement = schema.trial, schema.measurement
+        with self.reading() as connection:
+            study_id = require_study(connection, study)["id"]
+            query = (
+                select(measurement, trial.c.number)
+                .join(trial, measurement.c.trial_id == trial.c.id)
+                .where(trial.c.study_id == study_id, measurement.c.kind == "fresh")
+                .order_by(measurement.c.id)
+            )
+            return [(row["number"], rows.measurement_of(row)) for row in connection.execute(query).mappings()]
+
     def find_measurement(self, study: StudyRecord, plan: Plan) -> Measurement | None:
         """The newest measurement of an equal plan that `study` may take for its own, so that a plan is measured once.
 

@@ -2,15 +2,16 @@
 
 Dense and candidate are timed in turns, in blocks of ABBA or BAAB by the toss of a coin, so that whatever slows the
 machine for longer than a block slows both and leaves their ratio alone, and a linear drift within a block cancels. The
-result is the median over blocks of candidate / dense, with a bootstrap interval over blocks. No sample is ever
-deleted. Nothing here knows a clock or a device: a `Timer` does, and tests bring simulated ones.
+result is the median over blocks of candidate / dense, with a bootstrap interval over blocks. In a block in which a
+CPU's thread shared its core with others the ratio is one of CPU times. No sample is ever deleted. Nothing here knows a
+clock or a device: a `Timer` does, and tests bring simulated ones.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from statistics import median
+from statistics import fmean, median
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from ranksearch.records import MeasureConfig
 
 __all__ = ["PROTOCOL", "Arm", "Timer", "Timing", "Visit", "Warmup", "time_pair", "warm_up"]
 
-PROTOCOL = 1  # raise it when a change here can change a number: measurements of two protocols are never compared
+PROTOCOL = 2  # raise it when a change here can change a number: measurements of two protocols are never compared
 
 MIN_WARMUP_SAMPLES = 20
 MAX_WARMUP_SECONDS = 10.0
@@ -49,6 +50,26 @@ class Visit:
     samples_ms: Sequence[float]
     wall_seconds: float
     cpu_seconds: float | None = None  # of the timing thread; None where other threads or a GPU do the work
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether the timing thread had to wait for its core."""
+        return self.cpu_seconds is not None and self.wall_seconds > MAX_WALL_PER_CPU * self.cpu_seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU time of a pass, mean."""
+        assert self.cpu_seconds is not None
+        return fmean(self.samples_ms) * self.cpu_seconds / self.wall_seconds
+
+
+def _joined(visits: Sequence[Visit]) -> Visit:
+    cpu_seconds = [visit.cpu_seconds for visit in visits if visit.cpu_seconds is not None]
+    return Visit(
+        samples_ms=[ms for visit in visits for ms in visit.samples_ms],
+        wall_seconds=sum(visit.wall_seconds for visit in visits),
+        cpu_seconds=sum(cpu_seconds) if cpu_seconds else None,
+    )
 
 
 class Timer(Protocol):
@@ -89,16 +110,20 @@ class Warmup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """Each arm visited twice."""
+    """Both visits of each arm, joined."""
 
-    dense_ms: tuple[float, ...]
-    candidate_ms: tuple[float, ...]
-    wall_seconds: float
-    cpu_seconds: float | None
+    dense: Visit
+    candidate: Visit
 
     @property
     def ratio(self) -> float:
-        return median(self.candidate_ms) / median(self.dense_ms)
+        return self.own_ms(self.candidate) / self.own_ms(self.dense)
+
+    def own_ms(self, visit: Visit) -> float:
+        """A pass, median. In a block in which the thread had to wait for its core: the CPU time it had, mean. Others
+        stretch the wall time of a long pass, and spare a short one that ends within its slice of the core."""
+        joined = _joined((self.dense, self.candidate))
+        return visit.cpu_ms if joined.has_waited else median(visit.samples_ms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,12 +160,11 @@ class _Window:
 
     @property
     def drift(self) -> float:
-        return drift([median(block.dense_ms) for block in self.blocks])
+        return drift([block.own_ms(block.dense) for block in self.blocks])
 
     @property
-    def wall_per_cpu(self) -> float:
-        cpu_seconds = [block.cpu_seconds for block in self.blocks if block.cpu_seconds is not None]
-        return sum(block.wall_seconds for block in self.blocks) / sum(cpu_seconds) if cpu_seconds else 1.0
+    def has_waited(self) -> bool:
+        return _joined([visit for block in self.blocks for visit in (block.dense, block.candidate)]).has_waited
 
 
 def time_pair(timer: Timer, config: MeasureConfig, *, seed: int) -> Timing:
@@ -159,8 +183,8 @@ def time_pair(timer: Timer, config: MeasureConfig, *, seed: int) -> Timing:
         ratio=window.ratio,
         ratio_low=low,
         ratio_high=high,
-        dense_ms=tuple(ms for block in window.blocks for ms in block.dense_ms),
-        candidate_ms=tuple(ms for block in window.blocks for ms in block.candidate_ms),
+        dense_ms=tuple(ms for block in window.blocks for ms in block.dense.samples_ms),
+        candidate_ms=tuple(ms for block in window.blocks for ms in block.candidate.samples_ms),
         num_blocks=len(window.blocks),
         num_dropped_blocks=window.num_dropped,
         warmup_seconds=warmup.seconds,
@@ -171,7 +195,7 @@ def time_pair(timer: Timer, config: MeasureConfig, *, seed: int) -> Timing:
 def _flags(window: _Window, warmup: Warmup, config: MeasureConfig, wall_per_device: float) -> tuple[str, ...]:
     raised = {
         "noisy": window.half_width > config.half_width,
-        "contended": window.wall_per_cpu > MAX_WALL_PER_CPU,
+        "contended": window.has_waited,
         "unstable": window.drift > MAX_DRIFT or not warmup.is_settled,
         "launch_bound": wall_per_device > MAX_WALL_PER_DEVICE,
         "throttled": window.num_dropped > 0,
@@ -185,7 +209,8 @@ def warm_up(timer: Timer) -> Warmup:
     samples_ms: dict[Arm, list[float]] = {arm: [] for arm in Arm}
     while True:
         for arm in Arm:
-            samples_ms[arm] += timer.visit(arm, num_samples=2, passes=1).samples_ms
+            visit = timer.visit(arm, num_samples=2, passes=1)
+            samples_ms[arm] += [visit.cpu_ms] * 2 if visit.has_waited else visit.samples_ms
         seconds = timer.now() - start
         enough = len(samples_ms[Arm.DENSE]) >= MIN_WARMUP_SAMPLES and seconds >= timer.min_warmup_seconds
         settled = (enough or seconds >= MAX_WARMUP_SECONDS) and all(is_settled(ms) for ms in samples_ms.values())
@@ -228,13 +253,8 @@ def _window(blocks: Sequence[Block], num_dropped: int, rng: np.random.Generator)
 
 def _measure_block(timer: Timer, order: Sequence[Arm], num_samples: int, passes: int) -> Block:
     visits = [(arm, timer.visit(arm, num_samples, passes)) for arm in order]
-    cpu_seconds = [visit.cpu_seconds for _, visit in visits if visit.cpu_seconds is not None]
-    return Block(
-        dense_ms=tuple(ms for arm, visit in visits if arm is Arm.DENSE for ms in visit.samples_ms),
-        candidate_ms=tuple(ms for arm, visit in visits if arm is Arm.CANDIDATE for ms in visit.samples_ms),
-        wall_seconds=sum(visit.wall_seconds for _, visit in visits),
-        cpu_seconds=sum(cpu_seconds) if cpu_seconds else None,
-    )
+    dense, candidate = (_joined([visit for visited, visit in visits if visited is arm]) for arm in Arm)
+    return Block(dense=dense, candidate=candidate)
 
 
 def _passes_per_sample(timer: Timer, warmup: Warmup) -> int:

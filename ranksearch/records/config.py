@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ranksearch.records.record import Record, one_of, require
 
@@ -105,6 +106,7 @@ class MeasureConfig(Record):
     backend: str = "eager"  # eager | onnxruntime | cuda-graph | compile
     fold_batchnorm: bool = False  # into the layer before it, in both models
     batch_size: int = 0
+    also_batch_sizes: tuple[int, ...] = ()  # of the front, measured again at the end: stored, no objective
     threads: int = 1
     dtype: str = "float32"  # float32 | bfloat16 | float16
     layout: str = "contiguous"  # contiguous | channels_last
@@ -116,6 +118,8 @@ class MeasureConfig(Record):
     def __post_init__(self) -> None:
         one_of("backend", self.backend, ("eager", "onnxruntime", "cuda-graph", "compile"))
         require(self.batch_size >= 0, "batch_size", self.batch_size, "0 (choose for the device) or more")
+        sizes = self.also_batch_sizes
+        require(all(size >= 1 for size in sizes), "also_batch_sizes", sizes, "numbers of at least 1")
         require(self.threads >= 1, "threads", self.threads, "1 or more")
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         one_of("layout", self.layout, ("contiguous", "channels_last"))
@@ -128,3 +132,8 @@ class MeasureConfig(Record):
             self.iterations_per_block,
             "an even number of at least 2",
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what a study of before `also_batch_sizes` lacks, so that its name by hash is still its name."""
+        found = Record.to_json(self)
+        return found if self.also_batch_sizes else {k: v for k, v in found.items() if k != "also_batch_sizes"}

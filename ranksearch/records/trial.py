@@ -93,7 +93,9 @@ class TrialRecord(Record):
     """A trial as it stands in the database. A retry is a new row that names the row it replaces."""
 
     number: int
-    origin: str  # dense | seed:NAME | sampler | finetune:TRIAL, a longer training of that trial's model
+    # dense | seed:NAME | sampler | putback:TRIAL, its plan with layers dense that cost time | finetune:TRIAL, its model
+    # trained for longer
+    origin: str
     spec: TrialSpec
     recipe: str | None  # which of its study's recipes the spec has; None where it has its own
     state: TrialState = TrialState.RUNNING

@@ -7,6 +7,7 @@ study measures; another backend, batch size or number of threads stands in the t
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 from torch import nn
@@ -16,18 +17,29 @@ from ranksearch.database import Database
 from ranksearch.errors import ConfigError, ModelError, TrialError
 from ranksearch.latency.fresh import measure_fresh
 from ranksearch.outbox import Outbox
-from ranksearch.records import MeasureConfig, Measurement, Record, TrialSpec, TrialState, key_of
+from ranksearch.records import MeasureConfig, Measurement, Record, TrialRecord, TrialSpec, TrialState, key_of
 from ranksearch.study.study import Study, files_folder
 from ranksearch.tasks import Task
 from ranksearch.trial import run_the_faster_way, start
 from ranksearch.workbench import Workbench
 
-__all__ = ["HALF_WIDTH", "MAX_SECONDS", "Remeasured", "front_and_near", "measure_again", "variants"]
+__all__ = [
+    "HALF_WIDTH",
+    "MAX_SECONDS",
+    "NEAR",
+    "Remeasured",
+    "front_and_near",
+    "measure_again",
+    "measured_within",
+    "net_of",
+    "variants",
+]
 
 log = logging.getLogger(__name__)
 
 HALF_WIDTH, MAX_SECONDS = 0.005, 15.0  # of candidates for the front
-NEAR = 0.03  # the search's own latencies err by up to so much
+START_SECONDS = 2.0  # of a fresh process, before it measures
+NEAR = 0.03  # of the front: the search's own latencies err by up to so much
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +63,14 @@ def variants(
     batch_sizes: Sequence[int] = (),
     max_seconds: float = MAX_SECONDS,
 ) -> list[MeasureConfig]:
-    """`measure` with what is given over it, one for each batch size. Raises ConfigError."""
+    """`measure` with what is given over it, one for each batch size, the study's own where none is given. Raises
+    ConfigError."""
     given = {"backend": backend, "threads": threads}
     changed = {key: value for key, value in given.items() if value is not None}
     try:
         return [
             replace(measure, **changed, half_width=HALF_WIDTH, max_seconds=max_seconds, batch_size=batch_size)
-            for batch_size in batch_sizes or (measure.batch_size,)
+            for batch_size in batch_sizes or (measure.batch_size, *measure.also_batch_sizes)
         ]
     except ValueError as error:
         raise ConfigError(f"{error}; change the flags") from error
@@ -80,22 +93,38 @@ def measure_again(
     bench = Workbench(task, torch.device(device), outbox=Outbox(files_folder(study.storage, study.name)))
     for place, record in enumerate(records, 1):
         log.info("measuring trial %d (%d of %d)", record.number, place, len(records))
-        net = _net(record.spec, bench)
-        for config in configs:
-            try:
-                fresh = measure_fresh(
-                    bench.dense, net, bench.example, config, device=bench.device, seed=record.spec.seed, lock=bench.lock
-                )
-            except TrialError as error:
-                log.warning("trial %d, batch size %d: %s", record.number, config.batch_size, error)
-                continue
+        for fresh in _measured(record, configs, bench):
             with Database.open(study.storage) as database:
                 database.add_measurement(study.name, record.number, fresh, "fresh")
             searched = record.result.measurement if record.result else None
             yield Remeasured(trial=record.number, searched=searched, fresh=fresh)
 
 
-def _net(spec: TrialSpec, bench: Workbench) -> nn.Module:
+def _measured(record: TrialRecord, configs: Sequence[MeasureConfig], bench: Workbench) -> Iterator[Measurement]:
+    net = net_of(record.spec, bench)
+    for config in configs:
+        try:
+            yield measure_fresh(
+                bench.dense, net, bench.example, config, device=bench.device, seed=record.spec.seed, lock=bench.lock
+            )
+        except TrialError as error:
+            log.warning("trial %d, batch size %d: %s", record.number, config.batch_size, error)
+
+
+def measured_within(
+    bench: Workbench, wanted: Sequence[tuple[TrialRecord, MeasureConfig]], seconds: float
+) -> list[tuple[int, Measurement]]:
+    """Number and fresh measurement of as many trials as this time allows, the first ones. Runs on a worker."""
+    found: list[tuple[int, Measurement]] = []
+    deadline = perf_counter() + seconds - START_SECONDS
+    for record, config in wanted:
+        if perf_counter() > deadline:
+            break
+        found += [(record.number, fresh) for fresh in _measured(record, [config], bench)]
+    return found
+
+
+def net_of(spec: TrialSpec, bench: Workbench) -> nn.Module:
     """The trial's net, with its trained weights where they were kept: latency does not depend on them, so that nothing
     is trained again."""
     weights = bench.outbox.weights(key_of(spec)) if bench.outbox else None

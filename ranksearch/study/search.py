@@ -1,10 +1,10 @@
-"""The whole job: look at the model, fix the study, run trials until the budget is spent, score the front on test data.
+"""The whole job: look at the model, fix the study, run trials until the budget is spent, conclude.
 
 Running it again with the same arguments resumes; a larger budget extends.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,7 +13,6 @@ import torch
 from ranksearch.allocate import uniform_sweep
 from ranksearch.database import Database, study_lock
 from ranksearch.errors import ConfigError, FingerprintError, NotFoundError
-from ranksearch.evaluate import evaluate
 from ranksearch.layers import find_layers
 from ranksearch.outbox import Outbox
 from ranksearch.profile import Description, describe
@@ -24,21 +23,19 @@ from ranksearch.records import (
     MeasureConfig,
     Plan,
     Recipe,
-    Score,
     SeedPlan,
     StudyRecord,
     TrialRecord,
-    TrialSpec,
     key_of,
     nearest,
 )
 from ranksearch.space import SearchSpace, SpaceConfig, layer_records, load_space
+from ranksearch.study.finale import conclude
 from ranksearch.study.mirror import OptunaMirror
 from ranksearch.study.sampler import TPESampler
 from ranksearch.study.source import StudySource, now
-from ranksearch.study.study import DEFAULT_STORAGE, Study, files_folder, restored
+from ranksearch.study.study import DEFAULT_STORAGE, Study, files_folder
 from ranksearch.tasks import Task
-from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import ClusterConfig, Executor, WorkerSetup
 from ranksearch.workers.inline import InlineExecutor
 
@@ -105,7 +102,8 @@ class SearchConfig:
 
 
 def run_search(task: Task, config: SearchConfig, listener: Listener | None = None) -> Study:
-    """Search until the study has `config.budget` finished trials, then score its front on the test split.
+    """Search until the study has `config.budget` finished trials, then measure its front again and score it on the test
+    split.
 
     Raises UsageError before anything is written where the arguments cannot be used, FingerprintError where the study
     exists with another model, data set, space, objective or device.
@@ -127,8 +125,12 @@ def run_search(task: Task, config: SearchConfig, listener: Listener | None = Non
             study = database.load_study(name) or _new_study(database, name, config, layers, description, intent)
             _compare(name, study.fingerprint, intent | _device_fingerprint(description))
             files.mkdir(parents=True, exist_ok=True)
-            _run_trials(database, study, config, executor, Outbox(files), listener)
-            _score_front(database, study, executor, listener)
+
+            def run_trials(extras: Sequence[SeedPlan] = ()) -> None:
+                _run_trials(database, study, config, executor, Outbox(files), listener, extras)
+
+            run_trials()
+            conclude(database, study, executor, listener.on_stage, run_trials)
     finally:
         executor.close()
     return Study.open(name, config.storage, task=task)
@@ -240,7 +242,13 @@ def seeds_of(layers: tuple[LayerRecord, ...], recipes: tuple[Recipe, ...]) -> tu
 
 
 def _run_trials(
-    database: Database, study: StudyRecord, config: SearchConfig, executor: Executor, outbox: Outbox, listener: Listener
+    database: Database,
+    study: StudyRecord,
+    config: SearchConfig,
+    executor: Executor,
+    outbox: Outbox,
+    listener: Listener,
+    extras: Sequence[SeedPlan],
 ) -> None:
     mirror = OptunaMirror(database, study)
     try:
@@ -258,6 +266,7 @@ def _run_trials(
             max_failures=config.max_failures if config.max_failures is not None else max(10, config.budget // 10),
             in_driver=config.executor == "inline",
             on_trial=listener.on_trial,
+            extras=extras,
         )
         listener.on_start(study, trials, config.budget)
         source.adopt_orphans()
@@ -265,30 +274,3 @@ def _run_trials(
             executor.run(source)
     finally:
         mirror.close()
-
-
-def _score_front(database: Database, study: StudyRecord, executor: Executor, listener: Listener) -> None:
-    """Accuracy on the test split for the front and the dense model, those that have none yet."""
-    frame = database.trials_frame(study.name)
-    wanted = set(database.pareto_frame(study.name).index) | set(
-        frame.index[(frame.origin == "dense") & (frame.state == "complete")]
-    )
-    missing = [int(n) for n in sorted(wanted) if not frame.test_accuracy.notna()[n]]
-    if not missing:
-        return
-    listener.on_stage(f"scoring {len(missing)} trials on the test split")
-    lineages = [database.lineage(study.name, n) for n in missing]
-    for number, score in zip(missing, executor.call(score_on_test, lineages), strict=True):
-        if score is not None:
-            database.add_score(study.name, number, "test", score)
-
-
-def score_on_test(bench: Workbench, lineages: list[list[TrialSpec]]) -> list[Score | None]:
-    """Each trial's model on the test split: from its kept weights, or trained again where they are elsewhere."""
-    if bench.task.test is None:
-        return [None] * len(lineages)
-    with bench.lock.shared():
-        return [
-            evaluate(restored(bench, lineage), bench.task.test, bench.task.metric, device=bench.device)
-            for lineage in lineages
-        ]

@@ -17,6 +17,7 @@ from ranksearch.records import (
     Measurement,
     Plan,
     Proposal,
+    SeedPlan,
     StudyRecord,
     TrialRecord,
     TrialResult,
@@ -28,9 +29,10 @@ from ranksearch.study.mirror import OptunaMirror, values_of
 from ranksearch.study.sampler import Sampler
 from ranksearch.workers.executor import Job, left_behind
 
-__all__ = ["MAX_RETRIES", "StudySource", "may_retry", "now"]
+__all__ = ["MAX_RETRIES", "PUT_BACK", "StudySource", "may_retry", "now"]
 
 MAX_RETRIES = 2
+PUT_BACK = "putback:"  # and the trial's number: origin of a trial whose plan is that one's with some layers dense again
 
 # A trial that was lost together with its driver. On Ray that is not the trial's fault and costs it no attempt, however
 # often it happens; in the driver's own process the trial may be what killed it.
@@ -43,7 +45,8 @@ def now() -> str:
 
 
 class StudySource:
-    """Gives jobs until `budget` logical trials are finished. A retry takes the place of the trial it repeats.
+    """Gives jobs until `budget` logical trials are finished, and the `extras`, which no budget counts. A retry takes
+    the place of the trial it repeats.
 
     Raises TooManyFailuresError when the dense model's own trial failed for good, or more than `max_failures` others.
     """
@@ -61,6 +64,7 @@ class StudySource:
         max_failures: int,
         in_driver: bool,
         on_trial: Callable[[TrialRecord], None],
+        extras: Sequence[SeedPlan] = (),
     ) -> None:
         self._database, self._mirror, self._study, self._outbox = database, mirror, study, outbox
         self._trials = {trial.number: trial for trial in trials}
@@ -72,6 +76,7 @@ class StudySource:
         self._first = study.recipes[0].name
         tried = {(trial.spec.plan, trial.recipe) for trial in trials}
         self._seeds = deque(seed for seed in study.seeds if (seed.plan, seed.recipe or self._first) not in tried)
+        self._extras = deque(extra for extra in extras if (extra.plan, extra.recipe or self._first) not in tried)
         self._front: dict[int, list[float]] = {}  # number -> objectives, all to be minimised
         for trial in trials:
             self._update_front(trial)
@@ -96,29 +101,34 @@ class StudySource:
 
     @property
     def exhausted(self) -> bool:
-        return (self._dry or self.num_claimed >= self._budget) and not self._awaiting() and not self._running()
+        is_spent = self._dry or self.num_claimed >= self._budget
+        return is_spent and not self._extras and not self._awaiting() and not self._running()
 
     @property
     def num_claimed(self) -> int:
-        """Logical trials of the search: neither superseded by a retry nor waiting for one, nor trained on later."""
-        searched = sum(trial.recipe is not None for trial in self._trials.values())
-        return searched - len(self._superseded()) - len(self._awaiting())
+        """Logical trials of the search: neither superseded by a retry nor waiting for one, nor made after it."""
+        gone = self._superseded() | {trial.number for trial in self._awaiting()}
+        return sum(_is_searched(trial) and trial.number not in gone for trial in self._trials.values())
 
     def _proposals(self) -> Iterator[TrialRecord]:
         for lost in self._awaiting():
             attempt = lost.attempt + (not _is_blameless(lost))
             proposal = Proposal(plan=lost.spec.plan, recipe=lost.recipe or self._first)
             yield self._record(proposal, lost.origin, attempt=attempt, retry_of=lost.number)
+        if self._extras:
+            yield self._seeded(self._extras.popleft())
         if self.num_claimed >= self._budget:
             return
         if self._seeds:
-            seed = self._seeds.popleft()
-            yield self._record(Proposal(plan=seed.plan, recipe=seed.recipe or self._first), seed.origin)
+            yield self._seeded(self._seeds.popleft())
         proposal = None if self._dry else self._sampler.propose()
         if proposal is None:
             self._dry = True
             return
         yield self._record(proposal, "sampler")
+
+    def _seeded(self, seed: SeedPlan) -> TrialRecord:
+        return self._record(Proposal(plan=seed.plan, recipe=seed.recipe or self._first), seed.origin)
 
     def _record(self, chosen: Proposal, origin: str, *, attempt: int = 0, retry_of: int | None = None) -> TrialRecord:
         study, finetune = self._study, self._recipes[chosen.recipe]
@@ -215,6 +225,10 @@ def may_retry(trial: TrialRecord) -> bool:
     """Whether a failed trial is to be repeated: it was lost, at most twice before, or without being to blame."""
     is_lost = trial.state is TrialState.FAILED and trial.result is not None and trial.result.retryable
     return is_lost and (trial.attempt < MAX_RETRIES or _is_blameless(trial))
+
+
+def _is_searched(trial: TrialRecord) -> bool:
+    return not trial.origin.startswith((PUT_BACK, "finetune:"))
 
 
 def _is_blameless(trial: TrialRecord) -> bool:

@@ -70,7 +70,8 @@ def test_a_model_run_twice_takes_twice_as_long(device):
     size = {"width": 256, "depth": 4} if device == "cpu" else {"width": 256, "depth": 40}
     measurement = run_quietly(Body(1, **size), Body(2, **size), torch.device(device))
     assert measurement.ratio == pytest.approx(2.0, rel=0.05)
-    assert measurement.p50_ms == pytest.approx(2 * measurement.dense_p50_ms, rel=0.1)
+    if "contended" not in measurement.flags:
+        assert measurement.p50_ms == pytest.approx(2 * measurement.dense_p50_ms, rel=0.1)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -233,3 +234,4 @@ def test_a_busy_loop_on_the_same_core_is_noticed():
         neighbour.kill()
         neighbour.communicate()
     assert "contended" in measurement.flags
+    assert measurement.ratio == pytest.approx(2.0, rel=0.15)  # it shares the core, not the CPU time

@@ -261,6 +261,31 @@ def test_a_thread_that_had_to_wait_for_its_core_is_contended(wall_per_cpu, flags
     assert time_pair(SimulatedTimer(wall_per_cpu=wall_per_cpu, sample_noise=0.002), CONFIG, seed=0).flags == flags
 
 
+class SharedCore(SimulatedTimer):
+    """Another process has the core for as long as ours had it, by turns of `slice_ms`."""
+
+    slice_ms = 4.0
+
+    def visit(self, arm, num_samples, passes):
+        alone = super().visit(arm, num_samples, passes)
+        edges = self.seconds - alone.wall_seconds + np.cumsum([0, *alone.samples_ms]) * passes / 1000
+        turns = np.floor(edges * 1000 / self.slice_ms)  # of the other, by the time that ours has worked so long
+        walls = np.diff(edges * 1000 + turns * self.slice_ms) / passes
+        return Visit(
+            samples_ms=walls.tolist(), wall_seconds=walls.sum() * passes / 1000, cpu_seconds=alone.wall_seconds
+        )
+
+
+@pytest.mark.parametrize(("dense_ms", "ratio"), [(2.0, 0.6), (3.5, 0.3), (6.0, 0.5), (30.0, 0.4)])
+def test_a_core_shared_with_others_leaves_the_ratio_as_it_is(dense_ms, ratio):
+    timing = time_pair(SharedCore(dense_ms=dense_ms, ratio=ratio, sample_noise=0.01), CONFIG, seed=0)
+    assert "contended" in timing.flags
+    assert timing.ratio == pytest.approx(ratio, rel=0.01)
+    assert timing.ratio_high / timing.ratio_low < 1.03
+    by_the_wall = median(timing.candidate_ms) / median(timing.dense_ms)
+    assert dense_ms == 30.0 or abs(by_the_wall / ratio - 1) > 0.05  # which the stored samples still show
+
+
 @pytest.mark.parametrize(("device_overhead", "flags"), [(1.1, ()), (1.3, ("launch_bound",))])
 def test_a_device_that_waits_for_the_host_is_launch_bound(device_overhead, flags):
     timer = SimulatedTimer(device_overhead=device_overhead, sample_noise=0.002)
