@@ -2,9 +2,9 @@
 
 Dense and candidate are timed in turns, in blocks of ABBA or BAAB by the toss of a coin, so that whatever slows the
 machine for longer than a block slows both and leaves their ratio alone, and a linear drift within a block cancels. The
-result is the median over blocks of candidate / dense, with a bootstrap interval over blocks. In a block in which a
-CPU's thread shared its core with others the ratio is one of CPU times. No sample is ever deleted. Nothing here knows a
-clock or a device: a `Timer` does, and tests bring simulated ones.
+result is the median over blocks of candidate / dense, with a bootstrap interval over blocks; of CPU times where a CPU's
+thread had to share its core. No sample is ever deleted. Nothing here knows a clock or a device: a `Timer` does, and
+tests bring simulated ones.
 """
 
 import math
@@ -115,16 +115,6 @@ class Block:
     dense: Visit
     candidate: Visit
 
-    @property
-    def ratio(self) -> float:
-        return self.own_ms(self.candidate) / self.own_ms(self.dense)
-
-    def own_ms(self, visit: Visit) -> float:
-        """A pass, median. In a block in which the thread had to wait for its core: the CPU time it had, mean. Others
-        stretch the wall time of a long pass, and spare a short one that ends within its slice of the core."""
-        joined = _joined((self.dense, self.candidate))
-        return visit.cpu_ms if joined.has_waited else median(visit.samples_ms)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
@@ -144,15 +134,22 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Window:
-    """Blocks measured without a break. `interval` is that of the median ratio."""
+    """Blocks measured without a break. `interval` is that of the median ratio.
 
+    Where the thread had to wait for its core, all is told by the CPU time that it had: others stretch the wall time of
+    a long pass, and spare a short one that ends within its slice of the core.
+    """
+
+    ratios: tuple[float, ...]  # of each block
+    dense_ms: tuple[float, ...]  # of each block, by what the ratios are told by
+    interval: tuple[float, float]
     blocks: tuple[Block, ...]
     num_dropped: int
-    interval: tuple[float, float]
+    has_waited: bool
 
     @property
     def ratio(self) -> float:
-        return median(block.ratio for block in self.blocks)
+        return median(self.ratios)
 
     @property
     def half_width(self) -> float:
@@ -160,11 +157,7 @@ class _Window:
 
     @property
     def drift(self) -> float:
-        return drift([block.own_ms(block.dense) for block in self.blocks])
-
-    @property
-    def has_waited(self) -> bool:
-        return _joined([visit for block in self.blocks for visit in (block.dense, block.candidate)]).has_waited
+        return drift(self.dense_ms)
 
 
 def time_pair(timer: Timer, config: MeasureConfig, *, seed: int) -> Timing:
@@ -247,8 +240,20 @@ def _window(blocks: Sequence[Block], num_dropped: int, rng: np.random.Generator)
             f"{num_dropped} of {num_dropped + len(blocks)} blocks were throttled by heat or power, which leaves "
             "nothing to compare; let the device cool down or raise its power limit"
         )
-    interval = bootstrap_median_interval([block.ratio for block in blocks], rng=rng)
-    return _Window(blocks=tuple(blocks), num_dropped=num_dropped, interval=interval)
+    has_waited = _joined([visit for block in blocks for visit in (block.dense, block.candidate)]).has_waited
+    dense_ms, candidate_ms = (
+        tuple(visit.cpu_ms if has_waited else median(visit.samples_ms) for visit in visits)
+        for visits in zip(*((block.dense, block.candidate) for block in blocks), strict=True)
+    )
+    ratios = tuple(b / a for a, b in zip(dense_ms, candidate_ms, strict=True))
+    return _Window(
+        ratios=ratios,
+        dense_ms=dense_ms,
+        interval=bootstrap_median_interval(ratios, rng=rng),
+        blocks=tuple(blocks),
+        num_dropped=num_dropped,
+        has_waited=has_waited,
+    )
 
 
 def _measure_block(timer: Timer, order: Sequence[Arm], num_samples: int, passes: int) -> Block:
