@@ -11,7 +11,7 @@ from ranksearch.records import LayerRecord, Plan, SeedPlan
 
 __all__ = ["ENERGY_SHARES", "energy", "energy_sweep"]
 
-ENERGY_SHARES = (0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+ENERGY_SHARES = (0.99, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4)
 
 
 def energy(layers: Sequence[LayerRecord], spectra: Spectra, share: float) -> Plan:

@@ -48,8 +48,7 @@ def _staircase(points: ArrayLike, reference: tuple[float, float]) -> tuple[Float
     costs, scores = _columns(points)
     order = np.argsort(costs)
     edges = np.concatenate(([-np.inf], np.minimum(costs[order], reference[0]), [reference[0]]))
-    inside = np.where(costs[order] < reference[0], scores[order], -np.inf)
-    return edges, np.maximum.accumulate(np.concatenate(([reference[1]], inside)))
+    return edges, np.maximum.accumulate(np.concatenate(([reference[1]], scores[order])))
 
 
 def _columns(points: ArrayLike) -> tuple[Floats, Floats]:

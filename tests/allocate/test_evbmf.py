@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 
 from ranksearch.allocate import evbmf_rank
-from ranksearch.allocate.evbmf import _noise_variance
+from ranksearch.allocate.evbmf import _free_energy, _noise_variance, _threshold
 
 
 def singular_values(rows, columns, rank, noise, seed):
@@ -54,6 +54,28 @@ def free_energy(variance, values, columns) -> float:
             tau = ((x - 1 - alpha) + np.sqrt((x - 1 - alpha) ** 2 - 4 * alpha)) / 2
             total += np.log(tau + 1) + alpha * np.log(tau / alpha + 1) - tau
     return total
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+def test_the_free_energy_is_the_published_one_but_for_a_constant(share):
+    columns = 200
+    values = singular_values(round(share * columns), columns, 2, 0.7, 5)
+    variances = np.geomspace(0.01, 10, 30)
+    ours = _free_energy(variances, values**2 / columns, len(values) / columns)
+    published = [free_energy(variance, values, columns) for variance in variances]
+    assert np.ptp(ours - published) < 1e-8 * max(published)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.5, 1.0])
+def test_the_threshold_is_where_keeping_a_component_begins_to_pay(alpha):
+    """There ψ1 is 0; the 2.5129 is published as an approximation."""
+
+    def bonus(x):
+        tau = ((x - 1 - alpha) + np.sqrt((x - 1 - alpha) ** 2 - 4 * alpha)) / 2
+        return np.log(tau + 1) + alpha * np.log(tau / alpha + 1) - tau
+
+    least = (1 + np.sqrt(alpha)) ** 2
+    assert _threshold(alpha) == pytest.approx(brentq(bonus, least + 1e-9, 20), rel=3e-2)
 
 
 @pytest.mark.parametrize("seed", range(8))

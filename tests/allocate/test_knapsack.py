@@ -41,7 +41,7 @@ def drawn(seed, num_layers, num_options, *, whole=False):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, num_options + 1, num_layers)
     costs = [rng.integers(-9, 3, n).astype(float) if whole else rng.uniform(-1, 0.2, n) for n in sizes]
-    losses = [rng.normal(0.5, 0.5, n) for n in sizes]
+    losses = [rng.integers(-3, 40, n) / 1000 if whole else rng.normal(0.5, 0.5, n) for n in sizes]
     for cost, loss in zip(costs, losses, strict=True):
         cost[-1] = loss[-1] = 0.0
     return costs, losses
@@ -51,7 +51,7 @@ def drawn(seed, num_layers, num_options, *, whole=False):
 @settings(max_examples=60, deadline=None)
 def test_whole_costs_give_every_optimum_exactly(seed, num_layers):
     costs, losses = drawn(seed, num_layers, 5, whole=True)
-    span = sum(cost[loss.argmin()] - cost.min() for cost, loss in zip(costs, losses, strict=True))
+    span = sum(cost[np.lexsort((cost, loss))[0]] - cost.min() for cost, loss in zip(costs, losses, strict=True))
     front = knapsack(costs, losses, tolerance=1 / max(1, span))  # a step is 1 over the number of layers
     plans = enumerated(costs, losses)
     best = [(b, plans[plans[:, 0] <= b, 1].min()) for b in np.unique(plans[:, 0])]
@@ -75,11 +75,11 @@ def test_against_a_solver_it_lies_between_the_optimum_and_that_of_a_slightly_sma
         assert loss <= solved(costs, losses, budget - tolerance * span - 1e-9) + 1e-6
 
 
-@given(seed=seeds, num_layers=st.integers(0, 8))
-@settings(max_examples=50, deadline=None)
-def test_the_front_is_a_front_of_plans_that_cost_and_lose_what_it_says(seed, num_layers):
+@given(seed=seeds, num_layers=st.integers(0, 8), tolerance=st.sampled_from([1e-3, 0.3]))
+@settings(max_examples=60, deadline=None)
+def test_the_front_is_a_front_of_plans_that_cost_and_lose_what_it_says(seed, num_layers, tolerance):
     costs, losses = drawn(seed, num_layers, 7)
-    front = knapsack(costs, losses)
+    front = knapsack(costs, losses, tolerance)
     assert (np.diff(front.costs) > 0).all()
     assert (np.diff(front.losses) < 0).all()  # more budget never loses more
     for position, plan in enumerate(front.indices):

@@ -130,6 +130,7 @@ def test_evbmf_takes_the_option_at_or_above_its_rank(planted, layers, spectra):
         noise = rng.normal(size=(groups, rank, spectrum.longest))
         true = min(planted, rank // 3)
         signal = 9 * rng.normal(size=(groups, rank, true)) @ rng.normal(size=(groups, true, spectrum.longest))
+        signal[1:] = 0  # of the groups the first alone has a rank
         values = np.linalg.svd(signal + noise, compute_uv=False)
         made[name] = replace(spectrum, values=values), true
     plan = evbmf(layers, {name: spectrum for name, (spectrum, _) in made.items()})
@@ -174,18 +175,20 @@ def test_alds_minimises_the_largest_error(seed, layers):
         alds(table, least - 1e-6)
 
 
-def test_alds_needs_no_option_without_an_error():
-    layers = (made_layer(),)
-    table = Table(layers=layers, costs=(np.array([1.0, 2.0]),), losses=(np.array([0.5, 0.2]),), whole=2.0)
-    assert alds(table, 1.0) == Plan({"a": layers[0].options[0].choice})
-    assert alds(table, 2.0) == Plan()
+def test_alds_on_a_layer_that_has_no_option_without_an_error():
+    layers = (made_layer("a"), made_layer("b"))
+    costs = np.array([1.0, 2.0])
+    table = Table(layers=layers, costs=(costs, costs), losses=(np.array([0.5, 0.2]), np.array([0.1, 0.0])), whole=4.0)
+    small = layers[0].options[0].choice
+    assert alds(table, 2.0) == Plan({"a": small, "b": small})
+    assert alds(table, 4.0) == Plan({"b": small})  # a cannot err less than 0.2, and b need not
 
 
-def made_layer():
+def made_layer(name):
     cost = Cost(parameters=2, macs=2)
     small = Option(choice=LayerChoice(method="svd", ranks=(1,)), cost=Cost(parameters=1, macs=1))
     return LayerRecord(
-        name="a", kind="Linear", shape="1→1", cost=cost, options=(small, Option(choice=DENSE, cost=cost))
+        name=name, kind="Linear", shape="1→1", cost=cost, options=(small, Option(choice=DENSE, cost=cost))
     )
 
 

@@ -112,6 +112,12 @@ def test_noise_takes_what_saves_less_and_leaves_what_saves_more():
     assert [str(o.choice) for o in reduced.options] == ["svd:2", "dense"]
 
 
+def test_noise_does_not_hide_what_is_slower():
+    layer, profile = made([(2, 1, 1, 4), (1, 1, 1, 4)])
+    (reduced,) = undominated([layer], profile, ("latency", "parameters", "accuracy"), noise=0.005)
+    assert [str(o.choice) for o in reduced.options] == ["svd:2", "dense"]
+
+
 def test_skipped_layers_pass_as_they_are():
     layer, profile = made([(-1, 1, 4, 4)])
     skipped = LayerRecord(name="b", kind="Conv2d", shape="", cost=WHOLE, skipped="kept dense by the space")
