@@ -1,10 +1,8 @@
-"""Closed-form rank allocations: seeds for a search and the peers it has to beat.
-
-Every rule takes layers with their options and gives a plan made of those options.
-"""
+"""Uniform: in every layer the same share of the dense cost."""
 
 from collections.abc import Sequence
 
+from ranksearch.allocate.sweep import sweep
 from ranksearch.records import LayerRecord, Option, Plan, SeedPlan
 
 __all__ = ["UNIFORM_FRACTIONS", "uniform", "uniform_sweep"]
@@ -41,9 +39,8 @@ def uniform_sweep(layers: Sequence[LayerRecord]) -> tuple[SeedPlan, ...]:
     """
     offered = {option.choice.method for layer in layers for option in layer.options[:-1]}
     families = [m for m in ("spatial_svd", "channel_svd") if m in offered] or sorted(offered - {"svd"}) or ["svd"]
-    seeds: dict[Plan, SeedPlan] = {}
-    for fraction in UNIFORM_FRACTIONS:
-        for family in families:
-            plan = uniform(layers, fraction, (family, "svd"))
-            seeds.setdefault(plan, SeedPlan(origin=f"seed:uniform-{family}-{fraction:g}", plan=plan))
-    return tuple(seed for plan, seed in seeds.items() if plan)
+    return sweep(
+        (f"uniform-{family}-{fraction:g}", uniform(layers, fraction, (family, "svd")))
+        for fraction in UNIFORM_FRACTIONS
+        for family in families
+    )

@@ -1,0 +1,54 @@
+"""Knapsack seeds: the plans that a profile predicts to be best, in an order that is good wherever it is broken off.
+
+Latencies and losses of single options add up, nearly, so the knapsack of a profile's table predicts the whole front.
+Of it, plans evenly spaced from the cheapest to the dense one are ordered by greedy hypervolume. For that a predicted
+loss is mapped to a score: the share of its accuracy that a briefly fine-tuned network keeps.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ranksearch.allocate.hypervolume import order_by_hypervolume
+from ranksearch.allocate.knapsack import knapsack
+from ranksearch.allocate.sweep import sweep
+from ranksearch.allocate.table import Floats, Table
+from ranksearch.records import LayerRecord, Profile, SeedPlan
+
+__all__ = ["knapsack_seeds"]
+
+# As the fronts of studies are compared: what is faster than dense and keeps more than half of its accuracy counts.
+REFERENCE = (1.0, 0.5)
+
+# A guess, in nats, that a short fine-tuning takes back most of the loss. It decides the order alone.
+HALF_LOSS = 10.0
+
+
+def knapsack_seeds(
+    layers: Sequence[LayerRecord],
+    profile: Profile,
+    num: int = 30,
+    cost: str = "latency",
+    half_loss: float = HALF_LOSS,
+) -> tuple[SeedPlan, ...]:
+    """At most `num` plans, `seed:knapsack-RATIO` with the ratio that is predicted: of the network's latency, or where
+    `cost` is macs, parameters or bytes of the searched layers' sum of it. The dense plan is not among them.
+
+    half_loss: the summed loss at which a network is taken to keep half of its accuracy, in the profile's unit: nats,
+    or errors where losses are missing.
+    """
+    table = Table.of(layers, profile, cost)
+    front = knapsack(table.costs, table.losses)
+    positions = sorted({front.at(budget) for budget in _spaced(float(front.costs[0]), table.budget(1.0), num)})
+    ratios = np.array([table.ratio(c) for c in front.costs[positions]])
+    order = order_by_hypervolume(np.stack((ratios, _score(front.losses[positions], half_loss)), 1), REFERENCE)
+    return sweep((f"knapsack-{ratios[i]:.3f}", table.plan(front.indices[positions[i]].tolist())) for i in order)
+
+
+def _spaced(first: float, last: float, num: int) -> list[float]:
+    """Evenly from the first on, the last left out."""
+    return [first + (last - first) * i / num for i in range(num)]
+
+
+def _score(losses: Floats, half_loss: float) -> Floats:
+    return 1 / (1 + losses.clip(0) / half_loss)
