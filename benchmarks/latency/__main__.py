@@ -52,9 +52,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    where = conditions()
-    where["versions"] = {name: where["versions"][name] for name in ("ranksearch", "torch")}
-    where["versions"]["onnxruntime"] = version("onnxruntime")
+    versions = {name: version(name) for name in ("ranksearch", "torch", "onnxruntime")}
+    where = {name: conditions()[name] for name in ("device", "cores", "python")} | {"versions": versions}
     report = Report(where) if given.quick else Report.resumed(where)
     task = build_task()
     for name in given.parts:

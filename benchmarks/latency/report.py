@@ -10,7 +10,6 @@ from ranksearch.latency.selftest import Check
 from ranksearch.records import Record
 
 NAME = "latency"
-MUST_AGREE = ("device", "cores", "python", "versions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +24,7 @@ class Finding(Record):
 
 @dataclass
 class Report:
-    """All its parts are of one machine and the same versions."""
+    """All its parts are of one machine and the same versions: those of `where`."""
 
     where: Mapping[str, Any]
     found: dict[str, Finding] = field(default_factory=dict)  # part -> what it found
@@ -35,13 +34,11 @@ class Report:
         """With the parts that were found here before."""
         file = RESULTS / f"{NAME}.json"
         kept = json.loads(file.read_text()) if file.exists() else {}
-        if any(kept.get(name) != where[name] for name in MUST_AGREE):
+        if any(kept.get(name) != value for name, value in where.items()):
             return cls(where)
         return cls(where, {name: Finding.from_json(found) for name, found in kept["parts"].items()})
 
     def save(self) -> None:
-        parts = {
-            name: found.to_json() | {"checks": [check.to_json() | {"passed": check.passed} for check in found.checks]}
-            for name, found in self.found.items()
-        }
-        keep(NAME, {**self.where, "parts": parts})
+        missed = [check.test for found in self.found.values() for check in found.checks if not check.passed]
+        parts = {name: found.to_json() for name, found in self.found.items()}
+        keep(NAME, {**self.where, "missed": missed, "parts": parts})
