@@ -27,7 +27,10 @@ def conditions() -> dict[str, Any]:
 
 def write(name: str, result: dict[str, Any]) -> None:
     """Print the result and keep it."""
-    text = json.dumps(result, indent=2)
-    print(text)
+    keep(name, result)
+    print(json.dumps(result, indent=2))
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
