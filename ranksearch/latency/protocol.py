@@ -24,7 +24,7 @@ __all__ = ["PROTOCOL", "Arm", "Timer", "Timing", "Visit", "Warmup", "time_pair",
 
 PROTOCOL = 2  # raise it when a change here can change a number: measurements of two protocols are never compared
 
-MIN_WARMUP_SAMPLES = 20
+MIN_WARMUP_SAMPLES = 10  # of each arm, so 20 passes in all: of a slow model they are most of what measuring costs
 MAX_WARMUP_SECONDS = 10.0
 MAX_DRIFT = 0.03
 MAX_WALL_PER_CPU = 1.1
