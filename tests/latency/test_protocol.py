@@ -188,7 +188,7 @@ def test_warm_up_lasts_its_least_time_and_samples_on_a_steady_machine():
     assert 0.5 <= steady.seconds < 0.52
     assert steady.is_settled
     slow = SimulatedTimer(dense_ms=100.0, sample_noise=0.0)
-    assert warm_up(slow).seconds == pytest.approx(4.0)  # 20 samples of each arm
+    assert warm_up(slow).seconds == pytest.approx(2.0)  # 20 samples, half of them of each arm
     assert sum(n for arm, n, _ in slow.visits if arm is Arm.DENSE) == protocol.MIN_WARMUP_SAMPLES
 
 
