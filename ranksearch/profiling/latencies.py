@@ -4,7 +4,8 @@
 
 A layer is timed alone, but as it runs inside the network: called once, its input just written, its weights not touched
 since the last round, as the layers before and behind leave them there. All options of all layers take turns with the
-dense network (rounds.py). Layers of equal shape and input are timed once, for all of them.
+dense network (rounds.py). Where one thread of the CPU works, its CPU time counts, which leaves out the time in which
+others had the core. Layers of equal shape and input are timed once, for all of them.
 
 What the options of a layer do to its neighbours (memory, fusion across layers) is left out; attention that a plan takes
 apart runs without its fused path, which is left out, too. `PROBE` versions this protocol: it is lighter than that of
@@ -84,9 +85,9 @@ def measure_latencies(
         rounds.run()
         measured = rounds.num_rounds - 1  # the first warmed up
         found = probes.latencies(rounds) if measured >= MIN_ROUNDS else None
-        done = (perf_counter() - start) / seconds
-        progress(min(1.0, done))
-        if found and (done >= 1 or _noise(found) <= noise):
+        elapsed = perf_counter() - start
+        progress(min(1.0, elapsed / max(seconds, 1e-9)))
+        if found and (elapsed >= seconds or _noise(found) <= noise):
             return found
 
 
@@ -131,7 +132,8 @@ class _Probes:
         """Milliseconds of one call, of an input that was just written."""
         for x in self._entered[item[0]] if item else ():
             x.mul_(1)
-        return self._timer.visit(cast("Any", item), num_samples=1, passes=1).samples_ms[0]
+        visit = self._timer.visit(cast("Any", item), num_samples=1, passes=1)
+        return visit.samples_ms[0] if visit.cpu_seconds is None else visit.cpu_seconds * 1e3
 
     @contextmanager
     def alone(self) -> Iterator[None]:
