@@ -9,7 +9,7 @@ from ranksearch.threads import threads
 from ranksearch.workbench import Workbench
 from tests.profiling.nets import net_named, task_of
 
-NETS = ("residual", "reused", "transformer")
+NETS = ("residual", "plain", "reused", "transformer")
 
 
 @pytest.fixture(scope="module", autouse=True)

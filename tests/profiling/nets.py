@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ranksearch.tasks import Task
 from ranksearch.tasks.classification import cross_entropy, distillation
@@ -30,8 +31,20 @@ class Residual(nn.Module):
         y = self.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         y += x
-        x = self.down(self.relu(y))
-        return self.head(x.mean((2, 3)))
+        return self.head(self.down(F.relu_(y)).mean((2, 3)))
+
+    def example(self, batch: int) -> Tensor:
+        return torch.randn(batch, 3, 8, 8)
+
+
+class Plain(nn.Sequential):
+    """A Sequential in a Sequential, and that in a class of its own."""
+
+    def __init__(self) -> None:
+        convs = [nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12)]
+        parts = [part for conv in convs for part in (conv, nn.BatchNorm2d(12), nn.ReLU(inplace=True))]
+        super().__init__(nn.Sequential(*parts), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.head = nn.Linear(12, NUM_CLASSES)
 
     def example(self, batch: int) -> Tensor:
         return torch.randn(batch, 3, 8, 8)
@@ -101,7 +114,7 @@ class Pictures:
 
 def net_named(name: str) -> nn.Module:
     torch.manual_seed(0)
-    net = {"residual": Residual, "reused": Reused, "transformer": Transformer}[name]()
+    net = {"residual": Residual, "plain": Plain, "reused": Reused, "transformer": Transformer}[name]()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
