@@ -37,6 +37,7 @@ from ranksearch.latency.timer import make_timer
 from ranksearch.layers import evaluating
 from ranksearch.profiling.rounds import MIN_ROUNDS, Ratio, Rounds
 from ranksearch.records import DENSE, LayerChoice, LayerRecord, MeasureConfig
+from ranksearch.threads import threads
 from ranksearch.workbench import Workbench
 
 __all__ = ["PROBE", "Latencies", "measure_latencies"]
@@ -76,7 +77,7 @@ def measure_latencies(
     """
     start = perf_counter()
     config = latency.resolve(measure, bench.device)
-    with bench.lock.shared(), torch.inference_mode():
+    with bench.lock.shared(), threads(config.threads), torch.inference_mode():
         probes = _Probes(bench, [layer for layer in layers if layer.options], config)
     rounds: Rounds[Item | None] = Rounds(
         items=list(probes.items), reference=None, visit=probes.visit, alone=probes.alone, seed=seed
