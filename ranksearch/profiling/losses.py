@@ -29,7 +29,7 @@ from ranksearch.workbench import Workbench
 
 __all__ = ["OptionLoss", "interpolated", "measure_losses"]
 
-MAX_BYTES = 600 * 2**20  # of all that a batch's layers return: an upper bound of what is remembered at a time
+MAX_BYTES = 400 * 2**20  # of all that a batch's layers return: an upper bound of what is remembered at a time
 MIN_BATCH = 8  # examples: BatchNorm re-estimates from them
 FEWEST = 3  # options of a layer that are measured: ends and middle
 

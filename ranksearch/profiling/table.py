@@ -1,4 +1,4 @@
-"""The profile of a model on a device: errors, latencies and losses of every option, within a budget of seconds."""
+"""The profile of a model on a device: latencies, errors and losses of every option, within a budget of seconds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,10 +44,10 @@ def profile_options(
         raise ConfigError(f"seconds are given for {unknown[0]!r}; give them for latencies or losses")
     config = latency.resolve(measure, bench.device)
     taken: dict[str, float] = {}
-    with _timed("errors", taken, progress), bench.lock.shared():
-        errors = option_errors(bench, layers, metrics)
     with _timed("latencies", taken, progress) as hear:
         latencies = measure_latencies(bench, layers, config, seconds=budget["latencies"], seed=seed, progress=hear)
+    with _timed("errors", taken, progress), bench.lock.shared():
+        errors = option_errors(bench, layers, metrics)
     with _timed("losses", taken, progress) as hear, bench.lock.shared():
         losses = measure_losses(
             bench, layers, errors, examples=examples, seconds=budget["losses"], metrics=metrics, progress=hear

@@ -102,7 +102,7 @@ def test_the_first_round_warms_up():
         return machine.visit(item) * (50 if seen.count(item) == 1 else 1)
 
     rounds = Rounds(items=["a", "b"], reference="net", visit=visit, alone=nullcontext)
-    for _ in range(3):
+    for _ in range(2):  # so that only one counts
         rounds.run()
     assert rounds.result() == {"a": Ratio(pytest.approx(0.1), 0.0), "b": Ratio(pytest.approx(0.2), 0.0)}
     assert set(rounds.reference_ms) == {10.0}

@@ -43,7 +43,7 @@ def test_it_travels_as_json(made):
 def test_phases_are_heard_of_in_order_and_timed(made):
     _, profile, heard = made
     assert list(dict.fromkeys(phase for phase, _ in heard)) == list(profile.seconds)
-    assert list(profile.seconds) == ["errors", "latencies", "losses"]
+    assert list(profile.seconds) == ["latencies", "errors", "losses"]
     for phase in profile.seconds:
         parts = [done for name, done in heard if name == phase]
         assert parts == sorted(parts)
