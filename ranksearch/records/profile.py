@@ -21,8 +21,10 @@ class OptionProfile(Record):
     choice: LayerChoice
     cost: Cost  # of the layer
     latency: float  # latency ratio of the network, less 1: below 0 where it saves time
+    latency_deviation: float = 0.0  # standard error of that
     error: float  # of the weight, squared, weighted by what the loss asks of the layer (`Metric`), 0 to 1
     loss: float | None = None  # mean KL(dense ‖ network) of the outputs, nats, after BatchNorm re-estimation
+    is_loss_measured: bool = True  # otherwise interpolated between options of the layer that were
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.latency) and self.latency > -1, "latency", self.latency, "a finite number above -1")
