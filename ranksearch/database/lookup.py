@@ -47,7 +47,7 @@ def same_net(connection: Connection, study: StudyRecord) -> list[Row]:
     table, layer = schema.study, schema.layer
     alike = [
         row
-        for row in connection.execute(select(table)).mappings()
+        for row in connection.execute(select(table).order_by(table.c.id)).mappings()
         if row["fingerprint"].get("model") == study.fingerprint["model"]
     ]
     of_these = layer.c.study_id.in_([row["id"] for row in alike])

@@ -8,7 +8,19 @@ from ranksearch.database import rows, schema
 from ranksearch.database.lookup import grouped, require_study, require_trial, same_net, study_row, trial_records
 from ranksearch.database.rows import Row
 from ranksearch.database.store import Store
-from ranksearch.records import MeasureConfig, Measurement, Plan, Samples, StudyRecord, TrialRecord, TrialSpec, key_of
+from ranksearch.records import (
+    LayerChoice,
+    MeasureConfig,
+    Measurement,
+    OptionProfile,
+    Plan,
+    Profile,
+    Samples,
+    StudyRecord,
+    TrialRecord,
+    TrialSpec,
+    key_of,
+)
 
 __all__ = ["Queries"]
 
@@ -56,6 +68,19 @@ class Queries(Store):
                 .order_by(measurement.c.id)
             )
             return {row.id: Samples.unpack(row.packed, row.num_blocks) for row in connection.execute(query)}
+
+    def find_profile(self, study: StudyRecord) -> dict[tuple[str, LayerChoice], OptionProfile]:
+        """What studies of the same model, weights and data have measured of single options under this one's identity:
+        layer and choice -> the newest."""
+        found: dict[tuple[str, LayerChoice], OptionProfile] = {}
+        with self.reading() as connection:
+            for row in same_net(connection, study):
+                profile = _profile_of(connection, row)
+                if profile is None or not profile.identity.items() >= study.identity.items():
+                    continue
+                if all(row["fingerprint"].get(part) == study.fingerprint[part] for part in ("weights", "data")):
+                    found |= {(option.layer, option.choice): option for option in profile.options}
+        return found
 
     def fresh_measurements(self, study: str) -> list[tuple[int, Measurement]]:
         """The number of a trial and what was measured again of it, the oldest first. Raises NotFoundError."""
@@ -121,4 +146,15 @@ def _study_of(connection: Connection, study: Row) -> StudyRecord:
         study,
         layers=[rows.layer_of(row, of_layer[row["id"]]) for row in connection.execute(layers).mappings()],
         seeds=[rows.seed_of(row) for row in connection.execute(seeds).mappings()],
+        profile=_options_profiled(connection, study),
     )
+
+
+def _profile_of(connection: Connection, study: Row) -> Profile | None:
+    return rows.profile_of(study, _options_profiled(connection, study))
+
+
+def _options_profiled(connection: Connection, study: Row) -> list[Row]:
+    profile = schema.profile
+    query = select(profile).where(profile.c.study_id == study["id"]).order_by(profile.c.position)
+    return list(connection.execute(query).mappings())

@@ -16,7 +16,9 @@ from ranksearch.records import (
     MeasureConfig,
     Measurement,
     Option,
+    OptionProfile,
     Plan,
+    Profile,
     Recipe,
     Samples,
     Score,
@@ -103,10 +105,11 @@ def study_row(study: StudyRecord) -> Row:
         "seed": study.seed,
         "environment": study.environment.to_json(),
         "settings": dict(study.settings),
+        "profile": study.profile and {k: v for k, v in study.profile.to_json().items() if k != "options"},
     }
 
 
-def study_of(row: Row, layers: Sequence[LayerRecord], seeds: Sequence[SeedPlan]) -> StudyRecord:
+def study_of(row: Row, layers: Sequence[LayerRecord], seeds: Sequence[SeedPlan], profile: Sequence[Row]) -> StudyRecord:
     return StudyRecord(
         name=row["name"],
         created=row["created"],
@@ -119,7 +122,39 @@ def study_of(row: Row, layers: Sequence[LayerRecord], seeds: Sequence[SeedPlan])
         seed=row["seed"],
         environment=Environment.from_json(row["environment"]),
         settings=row["settings"],
+        profile=profile_of(row, profile),
     )
+
+
+def profile_row(study_id: int, position: int, option: OptionProfile) -> Row:
+    """Raises ValueError on a number that is not finite."""
+    of_choice = {"method": option.choice.method, "ranks": ranks_text(option.choice)}
+    measured = {name: getattr(option, name) for name in _PROFILED}
+    return _finite(
+        {"study_id": study_id, "position": position, "layer": option.layer, **of_choice, **option.cost.to_json()}
+        | measured
+    )
+
+
+def profile_of(study: Row, options: Sequence[Row]) -> Profile | None:
+    """`options` are the rows of the study's profile, in order."""
+    if study["profile"] is None:
+        return None
+    return Profile(
+        **study["profile"],
+        options=tuple(
+            OptionProfile(
+                layer=row["layer"],
+                choice=choice_of(row["method"], row["ranks"]),
+                cost=_cost_of(row),
+                **{name: row[name] for name in _PROFILED},
+            )
+            for row in options
+        ),
+    )
+
+
+_PROFILED = ("latency", "latency_deviation", "error", "loss", "is_loss_measured")
 
 
 def _recipes_of(study: Row) -> tuple[Recipe, ...]:

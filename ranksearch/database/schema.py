@@ -43,7 +43,7 @@ __all__ = [
     "trial",
 ]
 
-SCHEMA_VERSION = "0003"  # the newest revision in storage/migrations/versions
+SCHEMA_VERSION = "0004"  # the newest revision in storage/migrations/versions
 VERSION_TABLE = "rs_alembic_version"
 VIEWS = ("rs_attempts", "rs_trials", "rs_pareto", "rs_layers")  # in the order in which they build on each other
 
@@ -90,6 +90,7 @@ study = Table(
     Column("seed", BigInteger, nullable=False),
     Column("environment", JSON, nullable=False),
     Column("settings", JSON, nullable=False),
+    Column("profile", JSON(none_as_null=True)),  # all of it but the options; NULL where the study has none
     **_EXACT_TEXT,
 )
 
@@ -120,6 +121,25 @@ option = Table(
     Column("parameters", BigInteger, nullable=False),
     Column("macs", BigInteger, nullable=False),
     UniqueConstraint("layer_id", "method", "ranks"),
+    **_EXACT_TEXT,
+)
+
+# Of all options that were looked at, also those that the search then left out.
+profile = Table(
+    "rs_profile",
+    METADATA,
+    Column("study_id", Integer, _of("study"), primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("layer", _NAME, nullable=False),
+    Column("method", _WORD, nullable=False),
+    Column("ranks", _WORD, nullable=False),
+    Column("parameters", BigInteger, nullable=False),
+    Column("macs", BigInteger, nullable=False),
+    Column("latency", Double, nullable=False),
+    Column("latency_deviation", Double, nullable=False),
+    Column("error", Double, nullable=False),
+    Column("loss", Double),
+    Column("is_loss_measured", Boolean, nullable=False),
     **_EXACT_TEXT,
 )
 

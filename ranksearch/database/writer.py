@@ -105,6 +105,8 @@ def _save_study(connection: Connection, study: StudyRecord) -> None:
     ]
     _insert(connection, schema.option, options)
     _insert(connection, schema.seed, [rows.seed_row(study_id, i, seed) for i, seed in enumerate(study.seeds)])
+    options = study.profile.options if study.profile else ()
+    _insert(connection, schema.profile, [rows.profile_row(study_id, i, option) for i, option in enumerate(options)])
 
 
 def _layer_ids(connection: Connection, study_id: int) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ranksearch.records.config import MeasureConfig, Recipe
 from ranksearch.records.measurement import Environment
 from ranksearch.records.plan import LayerRecord, SeedPlan
+from ranksearch.records.profile import Profile
 from ranksearch.records.record import Record, key_of
 
 __all__ = ["StudyRecord"]
@@ -26,6 +27,7 @@ class StudyRecord(Record):
     seed: int
     environment: Environment
     settings: Mapping[str, str]  # how the model and data were named, for people and for `export`; no password
+    profile: Profile | None = None  # what seeds and proposals start from, also of options that `layers` lack
 
     @property
     def key(self) -> str:

@@ -16,7 +16,9 @@ from ranksearch.records import (
     MeasureConfig,
     Measurement,
     Option,
+    OptionProfile,
     Plan,
+    Profile,
     Recipe,
     Samples,
     Score,
@@ -114,6 +116,29 @@ def plans(layer_names):
     return st.dictionaries(st.sampled_from(layer_names), choices | st.just(DENSE), max_size=5).map(Plan)
 
 
+above_minus_one = st.floats(-1, 1e6, exclude_min=True)
+profiles = st.builds(
+    Profile,
+    identity=dictionaries,
+    dense_ms=positives,
+    seconds=st.dictionaries(texts, positives, max_size=3),
+    options=st.lists(
+        st.builds(
+            OptionProfile,
+            layer=names,
+            choice=choices,
+            cost=costs,
+            latency=above_minus_one,
+            latency_deviation=positives,
+            error=positives,
+            loss=st.none() | numbers,
+            is_loss_measured=st.booleans(),
+        ),
+        max_size=4,
+    ).map(tuple),
+)
+
+
 @st.composite
 def studies(draw, name):
     layer_names = draw(st.lists(names, unique=True, min_size=1, max_size=4))
@@ -134,6 +159,7 @@ def studies(draw, name):
         seed=draw(counts),
         environment=draw(environments),
         settings=draw(dictionaries),
+        profile=draw(st.none() | profiles),
     )
 
 

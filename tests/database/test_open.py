@@ -273,9 +273,11 @@ def test_a_database_of_the_first_schema_keeps_its_study_and_trials(url, file):
             ("rs_trial", "recipe"),
             ("rs_trial", "finetune"),
             ("rs_trial", "parent_key"),
+            ("rs_study", "profile"),
         ):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        connection.execute("DROP TABLE rs_samples")
+        for table in ("rs_samples", "rs_profile"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("UPDATE rs_alembic_version SET version_num = '0001'")
     connection.close()
     with Database.open(url) as database:

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
+from ranksearch.records import OptionProfile, Profile
+
 from .made import (
     make_measurement,
     make_plan,
@@ -145,3 +147,24 @@ def test_the_number_of_statements_does_not_grow_with_the_study(database):
 
 def test_unknown_study_is_none(database):
     assert database.load_study("nobody") is None
+
+
+def profiled(study, latency, **identity):
+    rows = [
+        OptionProfile(layer=layer.name, choice=option.choice, cost=option.cost, latency=latency, error=0.1)
+        for layer in study.layers
+        for option in layer.options[:2]
+    ]
+    return Profile(identity=study.identity | {"probe": "1"} | identity, dense_ms=1.0, options=tuple(rows))
+
+
+def test_a_profile_serves_other_studies_of_the_same_net_weights_data_and_identity(database):
+    made = make_study("first")
+    made = replace(made, fingerprint={**made.fingerprint, "weights": "w"})
+    database.save_study(replace(made, profile=profiled(made, -0.1)))
+    assert database.find_profile(made) == {(r.layer, r.choice): r for r in profiled(made, -0.1).options}
+    database.save_study(replace(made, name="second", profile=profiled(made, -0.2)))
+    assert {row.latency for row in database.find_profile(made).values()} == {-0.2}  # the newest
+    for part in ("model", "weights", "data", "latency threads"):
+        other = replace(made, fingerprint={**made.fingerprint, part: "another"})
+        assert database.find_profile(other) == {}
