@@ -19,7 +19,7 @@ def made():
         bench,
         layers,
         QUICK,
-        seconds={"latencies": 0.5},
+        seconds={"latencies": 0.5, "losses": 0.0},
         examples=16,
         progress=lambda phase, done: heard.append((phase, done)),
     )
@@ -33,6 +33,14 @@ def test_every_option_of_every_layer_in_order(made):
     for option in profile.options:
         if option.choice.is_dense:
             assert (option.latency, option.error, option.loss, option.latency_deviation) == (0, 0, 0, 0)
+
+
+def test_what_was_measured_and_what_was_interpolated_is_marked(made):
+    layers, profile, _ = made
+    for layer in layers:
+        marks = [option.is_loss_measured for option in profile.options if option.layer == layer.name]
+        assert sum(marks) == min(len(layer.options), 3 + 1)  # ends, middle, dense
+    assert not all(option.is_loss_measured for option in profile.options)
 
 
 def test_it_travels_as_json(made):
@@ -97,6 +105,11 @@ def test_verdict_without_losses_tells_of_latency_alone():
 def test_nothing_worth_having_is_said_plainly(latency, deviation):
     profile = profile_of(option("a", latency, 0.1, 1, deviation), option("a", 0.0, 0.0, 0, 0.0))
     assert verdict(profile).startswith("nothing worth having")
+
+
+def test_an_option_off_the_convex_hull_is_no_step_to_the_next():
+    options = option("a", -0.01, 0.02, 1), option("a", -0.3, 0.04, 2), option("a", 0.0, 0.0, 0)
+    assert ratios(verdict(profile_of(*options), (0.03, 0.05))) == {0.03: 1.0, 0.05: 0.7}
 
 
 def test_more_loss_is_never_slower():
