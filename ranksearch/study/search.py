@@ -34,7 +34,7 @@ from ranksearch.records import (
 )
 from ranksearch.space import SearchSpace, SpaceConfig, layer_records, load_space
 from ranksearch.study.mirror import OptunaMirror
-from ranksearch.study.sampler import TPESampler
+from ranksearch.study.sampler import make_sampler
 from ranksearch.study.source import StudySource, now
 from ranksearch.study.study import DEFAULT_STORAGE, Study, files_folder, restored
 from ranksearch.tasks import Task
@@ -252,7 +252,7 @@ def _run_trials(
             mirror=mirror,
             study=study,
             trials=trials,
-            make_sampler=lambda history: TPESampler(space, study.objectives, study.seed, history),
+            make_sampler=lambda history: make_sampler("tpe", space, study.objectives, seed=study.seed, history=history),
             budget=config.budget,
             outbox=outbox,
             max_failures=config.max_failures if config.max_failures is not None else max(10, config.budget // 10),

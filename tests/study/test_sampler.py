@@ -10,7 +10,7 @@ from ranksearch.errors import ConfigError
 from ranksearch.records import Plan, Proposal, TrialRecord, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.space import SearchSpace
 from ranksearch.study.mirror import OptunaMirror
-from ranksearch.study.sampler import TPESampler
+from ranksearch.study.sampler import SAMPLERS, Sampler, make_sampler
 from tests.study.conftest import Bench, pretend, study_record
 
 
@@ -29,8 +29,8 @@ def finished(study, proposal: Proposal, number: int, **changed) -> TrialRecord:
     return replace(record, **changed)
 
 
-def sampler_of(study, history=(), seed=0) -> TPESampler:
-    return TPESampler(SearchSpace.of(study), study.objectives, seed, list(history))
+def sampler_of(study, history=(), seed=0, name="tpe") -> Sampler:
+    return make_sampler(name, SearchSpace.of(study), study.objectives, seed=seed, history=history)
 
 
 def grow(study, num: int, seed=0) -> list[TrialRecord]:
