@@ -239,11 +239,7 @@ def pace(num_layers: int, num_options: int, num_trials: int, num_proposals: int 
     start = perf_counter()
     sampler = sampler_of(net, "additive", 0, history)
     sampler.propose()
-    print(
-        f"\n{num_layers} layers × {num_options} options, {len(history)} trials: resumed in {_ms(start):.0f} ms;",
-        end=" ",
-    )
-    times = []
+    resumed, times = _ms(start), []
     for _ in range(num_proposals):
         start = perf_counter()
         proposal = sampler.propose()
@@ -259,7 +255,7 @@ def _ms(start: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--nets", type=int, default=5)
     arguments = parser.parse_args()
     print(conditions(), file=sys.stderr)

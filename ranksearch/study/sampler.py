@@ -150,8 +150,11 @@ class OptunaSampler:
             return
         trial = self._asked.pop(proposal, None)
         if trial is None:
-            constraints = self._constraints(record)
-            self._study.add_trial(frozen_trial(record, self._space, self._objectives, constraints))
+            found = frozen_trial(record, self._space, self._objectives, self._constraints(record))
+            if isinstance(self._study.sampler, NSGAIISampler):
+                # It breeds from trials of a generation alone: what was not asked of it is of its first.
+                found.system_attrs[self._study.sampler._get_generation_key()] = 0
+            self._study.add_trial(found)
             return
         for name, excess in self._constraints(record).items():
             trial.set_constraint(name, excess)

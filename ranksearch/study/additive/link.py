@@ -1,11 +1,11 @@
 """From latent damage, which adds up over layers, to the share of the accuracy that is lost, which does not.
 
-    lost(z) = plateau + h(z / midpoint)      h(u) = uᵇ / (1 + uᵇ)
+    lost(z) = plateau + h(z / midpoint) − h(0)      h(u) = uᵇ / (1 + uᵇ)
 
 Hill's curve (Hill, 1910; the log-logistic dose response): flat while a short training makes good what is lost, then
-steep, and never more than everything; with b = 1 it begins as a straight line. `plateau` is what a nearly dense net
-loses (or, below 0, gains) by being trained at all, which the dense model is not. Below a small u the curve goes on as
-its tangent, so that negative damage counts and no slope is 0.
+steep, and never much more than everything; with b = 1 it begins as a straight line. `plateau` is what a nearly dense
+net loses (or, below 0, gains) by being trained at all, which the dense model is not. Below a small u the curve goes on
+as its tangent, so that negative damage counts and no slope is 0; hence h(0) is not quite 0.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,17 @@ __all__ = ["Link"]
 
 TANGENT_BELOW = 0.05
 POWERS = np.array([0.7, 0.85, 1.0, 1.2, 1.45, 1.75, 2.1, 2.5, 3.0])
-MIDPOINTS = np.logspace(-1.0, 3.0, 60)  # in medians of the damage
+# In medians of the damage, and then in the best of those.
+MIDPOINTS = (np.logspace(-1.0, 3.0, 40), np.logspace(-0.1, 0.1, 21))
 USUAL_POWER, POWER_OCTAVES = 1.2, 0.5  # a log-normal prior
 PLATEAU_SD = 0.01
 
 
 def _hill(u: Floats, power: Floats | float) -> Floats:
-    inside = np.maximum(u, TANGENT_BELOW) ** power
-    return inside / (1 + inside) + _hill_slope(u, power) * np.minimum(u - TANGENT_BELOW, 0)
+    """Less its value at 0."""
+    inside, start = np.maximum(u, TANGENT_BELOW) ** power, TANGENT_BELOW**power
+    at_zero = start / (1 + start) - _hill_slope(np.zeros(()), power) * TANGENT_BELOW
+    return inside / (1 + inside) + _hill_slope(u, power) * np.minimum(u - TANGENT_BELOW, 0) - at_zero
 
 
 def _hill_slope(u: Floats, power: Floats | float) -> Floats:
@@ -49,12 +52,18 @@ class Link:
     @classmethod
     def fit(cls, damage_N: Floats, lost_N: Floats, noise_N: Floats) -> Self:
         """The best of a grid of powers and midpoints, each with its own best plateau. `noise_N`: variances."""
-        damage_N, lost_N, noise_N = damage_N[:, None, None], lost_N[:, None, None], noise_N[:, None, None]
-        unit = float(np.median(np.abs(damage_N))) if damage_N.any() else 1.0
-        midpoints_M, powers_P1 = max(unit, 1e-12) * MIDPOINTS, POWERS[:, None]
-        rest_NPM = lost_N - _hill(damage_N / midpoints_M, powers_P1)
-        plateau_PM = (rest_NPM / noise_N).sum(0) / ((1 / noise_N).sum(0) + PLATEAU_SD**-2)
-        misfit_PM = ((rest_NPM - plateau_PM) ** 2 / noise_N).sum(0) + (plateau_PM / PLATEAU_SD) ** 2
+        found = cls(midpoint=float(np.median(np.abs(damage_N))) or 1.0)
+        for factors_M in MIDPOINTS:
+            found = cls._best(damage_N[:, None, None], lost_N[:, None, None], noise_N[:, None, None],
+                              found.midpoint * factors_M)  # fmt: skip
+        return found
+
+    @classmethod
+    def _best(cls, damage_N11: Floats, lost_N11: Floats, noise_N11: Floats, midpoints_M: Floats) -> Self:
+        powers_P1 = POWERS[:, None]
+        rest_NPM = lost_N11 - _hill(damage_N11 / midpoints_M, powers_P1)
+        plateau_PM = (rest_NPM / noise_N11).sum(0) / ((1 / noise_N11).sum(0) + PLATEAU_SD**-2)
+        misfit_PM = ((rest_NPM - plateau_PM) ** 2 / noise_N11).sum(0) + (plateau_PM / PLATEAU_SD) ** 2
         misfit_PM = misfit_PM + (np.log2(powers_P1 / USUAL_POWER) / POWER_OCTAVES) ** 2
         best = np.unravel_index(np.argmin(misfit_PM), misfit_PM.shape)
         return cls(float(plateau_PM[best]), float(midpoints_M[best[1]]), float(POWERS[best[0]]))

@@ -6,7 +6,7 @@ layer goes. The errors of such a belief are shared: by all options (a wrong unit
 sensitivity), and each option has its own. So a trial teaches about options that it does not have.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from statistics import median
@@ -60,7 +60,7 @@ def damage_prior(coding: Coding, profile: Profile | None) -> Effects:
     return _with_recipes(coding, _belief(coding, effects_D, doubt))
 
 
-def _by_option(coding: Coding, effect) -> Floats:
+def _by_option(coding: Coding, effect: Callable[[LayerRecord, Option], float]) -> Floats:
     """An effect for every column: 0 for dense options and recipes."""
     effects = [
         0.0 if option.choice.is_dense else effect(layer, option)

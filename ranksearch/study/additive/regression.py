@@ -70,7 +70,7 @@ class Regression:
     def scales(self, targets_N: Floats, noise_N: Floats) -> tuple[float, float]:
         """Factors of the prior's and the noise's standard deviation with the largest marginal likelihood.
 
-        Both are held near 1 by log-normal priors of one octave and a half, which a few trials do not outweigh.
+        Log-normal priors of one octave and a half hold both near 1 while there are few trials.
         """
         some = np.unique(np.linspace(0, len(targets_N) - 1, ENOUGH).astype(int)) if len(targets_N) else []
         root_N = np.sqrt(noise_N[some])

@@ -29,7 +29,7 @@ KNOWN = {"parameters": 1.0, "macs": 1.0, "bytes": 4.0}  # objective -> its units
 LATENCY_NOISE = 0.004  # of a ratio, and of what is not additive in it
 SEED_NOISE = 0.0026  # of the share lost: 0.23 points of 88
 SLOPE_NOISE = 0.1  # the same per share lost: 0.6 points where 6 are lost
-ROUNDS = 3  # of fitting the link, then the effects
+ROUNDS = 12  # of fitting the link, then the effects; they converge slowly where there is no profile
 SMALL = 24  # trials up to which each is followed by a fit
 
 
