@@ -161,6 +161,7 @@ class AdditiveSampler(BaseSampler):
         front_FK = front_FK[self._is_feasible(front_FK)]
         if pending:
             front_FK = np.concatenate([front_FK, surrogate.predict(np.array(pending))[0]])
+        front_FK = front_FK[non_dominated(front_FK)]
         seed = int(rng.integers(2**32))  # the same draws for all candidates
 
         def score(codes_NV: Codes) -> Floats:

@@ -65,6 +65,8 @@ class Surrogate:
         self._noise_scales = dict.fromkeys(self._priors, 1.0)
         self._fitted = self._used = 0
         self._accuracy_scale = 1.0
+        self._dense_accuracy: float | None = None
+        self._best_accuracy: float | None = None
 
     def _cost(self, objective: str) -> Floats:
         name = "macs" if objective == "macs" else "parameters"
@@ -77,16 +79,15 @@ class Surrogate:
         """A finished trial, its values as measured."""
         self._seen.columns.append(self._coding.columns(codes_V))
         self._seen.values.append(np.array(values, dtype=float))
+        accuracy = values[self.objectives.index("accuracy")]
+        self._best_accuracy = max(accuracy, self._best_accuracy if self._best_accuracy is not None else accuracy)
+        if self._coding.is_dense(codes_V):
+            self._dense_accuracy = accuracy
 
     @property
     def dense_accuracy(self) -> float | None:
         """The dense model's own; the best seen until that is; None before any."""
-        if not self._seen.values:
-            return None
-        axis = self.objectives.index("accuracy")
-        dense = self._coding.columns(self._coding.dense)
-        found = [v[axis] for c, v in zip(self._seen.columns, self._seen.values, strict=True) if (c == dense).all()]
-        return float(found[0] if found else max(v[axis] for v in self._seen.values))
+        return self._dense_accuracy if self._dense_accuracy is not None else self._best_accuracy
 
     def seen(self) -> Floats:
         """The objectives of all trials as `predict` gives them."""

@@ -150,19 +150,16 @@ def test_one_sampler_serves_one_study_after_the_other():
     assert plans(again) == plans(fresh)
 
 
-@pytest.mark.parametrize(
-    ("limit", "share"),
-    [({"max_drop": 0.05}, 0.6), ({"min_speedup": 4.0}, 0.6), ({"max_drop": 0.2, "min_speedup": 1.5}, 0.6)],
-)
-def test_most_proposals_meet_the_constraints_once_the_model_knows(limit, share):
+@pytest.mark.parametrize("limit", [{"max_drop": 0.05}, {"min_speedup": 3.0}, {"max_drop": 0.2, "min_speedup": 1.5}])
+def test_most_proposals_meet_the_constraints_once_the_model_knows(limit):
     world = World(num_layers=6)
     met, free = (share_met(world, limit, limits) for limits in (limit, {}))
-    assert met >= share
+    assert met >= 0.75
     assert met > free + 0.15
 
 
 def share_met(world, limit, options) -> float:
-    study = study_of(world, profile=world.profile(), **options)
+    study = study_of(world, profile=world.profile(spread=0.05), **options)
     drive(study, world, 45)
     values = [trial.values for trial in study.trials[15:]]
     met = [
