@@ -45,7 +45,6 @@ OBJECTIVES = ("latency", "accuracy")
 BUDGETS = (5, 15, 30, 60, 200)
 NUM_SEEDS = 12
 SAMPLERS = ("additive", "additive, no profile", "tpe", "nsga2", "gp", "random")
-GP_BUDGET = 60  # a proposal takes it seconds beyond
 
 
 class Net:
@@ -208,7 +207,7 @@ def curve(net: Net, trials: list[TrialRecord], of: Callable[[Net, TrialRecord], 
     return [hypervolume([of(net, t) for t in trials[:n]], DENSE_ACCURACY) for n in BUDGETS if n <= len(trials)]
 
 
-def compare(num_layers: int, num_options: int, num_nets: int) -> None:
+def compare(num_layers: int, num_options: int, num_nets: int, gp_budget: int) -> None:
     print(f"\n{num_layers} layers × {num_options} options, {num_nets} nets, hypervolume measured (true)\n")
     print("| sampler | " + " | ".join(f"@{n}" for n in BUDGETS) + " | ms a proposal |")
     print("|---|" + "---|" * (len(BUDGETS) + 1))
@@ -216,7 +215,7 @@ def compare(num_layers: int, num_options: int, num_nets: int) -> None:
         curves, truths, times = [], [], []
         for seed in range(num_nets):
             net = Net(num_layers, num_options, seed)
-            budget = GP_BUDGET if name == "gp" else max(BUDGETS)
+            budget = gp_budget if name == "gp" else max(BUDGETS)
             trials, milliseconds = search(net, name, budget, seed)
             curves.append(curve(net, trials, measured))
             truths.append(curve(net, trials, true))
@@ -257,10 +256,11 @@ def _ms(start: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--nets", type=int, default=5)
+    parser.add_argument("--gp-budget", type=int, default=30, help="gp takes about a second a proposal")
     arguments = parser.parse_args()
     print(conditions(), file=sys.stderr)
     for num_layers, num_options in ((10, 20), (20, 15)):
-        compare(num_layers, num_options, arguments.nets)
+        compare(num_layers, num_options, arguments.nets, arguments.gp_budget)
     pace(60, 20, 1000)
 
 

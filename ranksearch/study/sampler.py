@@ -19,7 +19,7 @@ from ranksearch.errors import ConfigError
 from ranksearch.records import Proposal, TrialRecord, TrialState, nearest
 from ranksearch.records.profile import Profile
 from ranksearch.space import SearchSpace
-from ranksearch.study.additive import AdditiveSampler
+from ranksearch.study.additive import AdditiveSampler, need_latency
 from ranksearch.study.mirror import directions, distributions, frozen_trial, proposal_of, values_of
 
 __all__ = ["SAMPLERS", "OptunaSampler", "Sampler", "make_sampler"]
@@ -56,18 +56,14 @@ def make_sampler(
     """
     if name not in SAMPLERS:
         raise ConfigError(f"sampler is {name!r}{nearest(name, SAMPLERS)}; it must be one of {', '.join(SAMPLERS)}")
-    if min_speedup is not None and "latency" not in objectives:
-        raise ConfigError(
-            f"min speedup is {min_speedup:g}, but the objectives are {', '.join(objectives)}; add latency to them"
-        )
+    need_latency(min_speedup, objectives)
     history = list(history)
-    # A resumed run must not repeat the first run's draws.
-    seed = hash((seed, len(history))) % 2**32
-    if name == "additive":
+    if name == "additive":  # draws by the trial's number: a resumed run goes on as if it had not ended
         sampler: BaseSampler = AdditiveSampler(
             space, objectives, profile=profile, seed=seed, max_drop=max_drop, min_speedup=min_speedup
         )
-    else:
+    else:  # a resumed run must not repeat the first run's draws
+        seed = hash((seed, len(history))) % 2**32
         sampler = _optuna_s(name, seed)
     limits = {"max_drop": max_drop, "min_speedup": min_speedup}
     return OptunaSampler(space, objectives, sampler, seed, history, {k: v for k, v in limits.items() if v is not None})

@@ -1,5 +1,5 @@
 """An Optuna sampler that predicts a trial as the sum of what each of its options does, and learns those effects."""
 
-from ranksearch.study.additive.sampler import AdditiveSampler
+from ranksearch.study.additive.sampler import AdditiveSampler, need_latency
 
-__all__ = ["AdditiveSampler"]
+__all__ = ["AdditiveSampler", "need_latency"]

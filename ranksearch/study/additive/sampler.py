@@ -1,9 +1,9 @@
 """The sampler for Optuna: of many candidates the one with the largest expected hypervolume improvement.
 
-Where accuracy or speed is constrained, the front is made of trials that meet the constraints, and the improvement is
-multiplied by the probability of meeting them (Gardner et al., Bayesian optimization with inequality constraints, ICML
-2014). Running trials join the front where they are predicted, so that the next proposal looks elsewhere (Ginsbourger et
-al., 2010, the kriging believer).
+Where accuracy or speed is constrained, the improvement is multiplied by the probability of meeting the constraints
+(Gardner et al., Bayesian optimization with inequality constraints, ICML 2014); a trial that breaks them stays in the
+front, as all that it dominates breaks them too. Running trials join the front where they are predicted, so that the
+next proposal looks elsewhere (Ginsbourger et al., 2010, the kriging believer).
 
 A trial's values are the objectives in the order given: latency as a ratio to the dense model's, accuracy, parameters,
 bytes, MACs of the whole model. Its parameters are one integer a layer, as `distributions` says, and the recipe.
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
@@ -28,11 +27,19 @@ from ranksearch.study.additive.improvement import cdf, expected_improvement, non
 from ranksearch.study.additive.surrogate import Surrogate
 from ranksearch.study.mirror import distributions
 
-__all__ = ["AdditiveSampler"]
+__all__ = ["AdditiveSampler", "need_latency"]
 
 NUM_STEPS, NUM_CROSSINGS, NUM_DRAWS = 160, 64, 6
 CLIMBS, NUM_CLIMBERS, NUM_CLIMBING = 3, 4, 96  # rounds of steps from the best candidates so far
 SMALL = 1024  # proposals in a space that is looked at as a whole
+
+
+def need_latency(min_speedup: float | None, objectives: Sequence[str]) -> None:
+    """Raises ConfigError where a speed-up is asked for and latency is not measured."""
+    if min_speedup is not None and "latency" not in objectives:
+        raise ConfigError(
+            f"min speedup is {min_speedup:g}, but the objectives are {', '.join(objectives)}; add latency to them"
+        )
 
 
 class AdditiveSampler(BaseSampler):
@@ -52,10 +59,7 @@ class AdditiveSampler(BaseSampler):
         max_drop: float | None = None,
         min_speedup: float | None = None,
     ) -> None:
-        if min_speedup is not None and "latency" not in objectives:
-            raise ConfigError(
-                f"min speedup is {min_speedup:g}, but the objectives are {', '.join(objectives)}; add latency to them"
-            )
+        need_latency(min_speedup, objectives)
         self._space, self._objectives, self._profile = space, tuple(objectives), profile
         self._seed, self._max_drop, self._min_speedup = seed, max_drop, min_speedup
         self._coding = Coding(space)
@@ -158,7 +162,6 @@ class AdditiveSampler(BaseSampler):
     def _scorer(self, pending: list[Codes], rng: np.random.Generator) -> Callable[[Codes], Floats]:
         surrogate, reference_K = self._surrogate, self._surrogate.reference()
         front_FK = surrogate.seen()
-        front_FK = front_FK[self._is_feasible(front_FK)]
         if pending:
             front_FK = np.concatenate([front_FK, surrogate.predict(np.array(pending))[0]])
         front_FK = front_FK[non_dominated(front_FK)]
@@ -179,12 +182,6 @@ class AdditiveSampler(BaseSampler):
             yield self._objectives.index("accuracy"), self._max_drop / scale
         if self._min_speedup is not None:
             yield self._objectives.index("latency"), 1 / self._min_speedup
-
-    def _is_feasible(self, values_NK: Floats) -> NDArray[np.bool_]:
-        met = np.ones(len(values_NK), dtype=bool)
-        for axis, limit in self._limits():
-            met &= values_NK[:, axis] <= limit
-        return met
 
     def _feasibility(self, mean_NK: Floats, sd_NK: Floats) -> Floats:
         probability_N = np.ones(len(mean_NK))
