@@ -143,6 +143,9 @@ class OptunaSampler:
         proposal = self._space.proposal(record.spec.plan, record.recipe)
         self._seen.add(proposal)
         if record.state is TrialState.RUNNING:
+            if proposal not in self._asked:  # a seed or a retry: the next proposal should know that it runs
+                self._study.enqueue_trial(frozen_trial(record, self._space, self._objectives).params)
+                self._asked[proposal] = self._study.ask(distributions(self._space))
             return
         trial = self._asked.pop(proposal, None)
         if trial is None:

@@ -10,7 +10,7 @@ from ranksearch.allocate import uniform_sweep
 from ranksearch.errors import ConfigError
 from ranksearch.records import Plan, Proposal, TrialRecord, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.space import SearchSpace
-from ranksearch.study.mirror import OptunaMirror, distributions
+from ranksearch.study.mirror import OptunaMirror, distributions, proposal_of
 from ranksearch.study.sampler import SAMPLERS, OptunaSampler, Sampler, make_sampler
 from tests.study.conftest import Bench, pretend, study_record
 
@@ -76,6 +76,21 @@ def test_every_sampler_takes_up_a_history_and_exhausts_a_space(name):
     known = {(record.spec.plan, record.recipe) for record in history}
     assert len({(p.plan, p.recipe) for p in rest} | known) == 21
     assert sampler.propose() is None
+
+
+@pytest.mark.parametrize("name", ["additive", "tpe"])
+def test_a_seed_that_runs_is_taken_into_account(name):
+    """Its end is told to the trial that stands for it, and until then a proposal knows of it."""
+    study = study_record(num_layers=2)
+    seed = finished(study, Proposal(plan=study.seeds[2].plan, recipe="default"), 0)
+    sampler = sampler_of(study, [replace(seed, state=TrialState.RUNNING, result=None)], name=name)
+    assert isinstance(sampler, OptunaSampler)
+    (trial,) = sampler._study.trials
+    assert trial.state.name == "RUNNING"
+    assert proposal_of(trial.params, SearchSpace.of(study)).plan == seed.spec.plan
+    sampler.observe(seed)
+    (trial,) = sampler._study.trials
+    assert trial.values == [seed.result.value_of(objective) for objective in study.objectives]
 
 
 def test_an_unknown_sampler_is_refused_with_the_nearest():
