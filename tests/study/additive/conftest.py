@@ -39,7 +39,7 @@ class World:
                 choice=option.choice,
                 cost=option.cost,
                 latency=self.latency[i, o] * (1 + spread * rng.standard_normal()),
-                error=self.damage[i, o] / 3,
+                error=self.damage[i, o] / (3 + i),  # each layer has its own units
                 loss=self.damage[i, o] * np.exp(spread * rng.standard_normal()) if with_losses else None,
             )
             for i, each in enumerate(self.space.layers)

@@ -120,7 +120,16 @@ def test_a_missing_loss_is_the_error_in_the_layer_s_units():
     wanted = damage_prior(coding, full).mean
     np.testing.assert_allclose(damage_prior(coding, partial).mean, wanted)
     without = damage_prior(coding, world.profile(spread=0.0, with_losses=False)).mean
-    np.testing.assert_allclose(without, wanted / 3)
+    np.testing.assert_allclose(without, wanted / (3 + coding.variable))
+
+
+def test_the_share_lost_is_as_uncertain_as_its_damage_makes_it():
+    surrogate = taught(World(noise=0.01), 40)
+    coding = Coding(World().space)
+    codes = draws(coding, 20, seed=5)[1:]
+    damage, doubt = surrogate.effects["accuracy"].predict(coding.columns(codes))
+    _, sd = surrogate.predict(codes)
+    np.testing.assert_allclose(2 * sd[:, 1], surrogate.link(damage + doubt) - surrogate.link(damage - doubt))
 
 
 def test_priors_know_what_dense_and_the_first_recipe_do():
