@@ -128,6 +128,10 @@ def search(
     study: str | None = None,
     storage: str = "sqlite:///ranksearch.db",
     space: "str | SpaceConfig" = "default",
+    sampler: str = "additive",
+    profile_seconds: float = 60.0,
+    max_drop: float | None = None,
+    min_speedup: float | None = None,
     seed: int = 0,
     device: str = "auto",
     finetune: "FinetuneConfig | Mapping[str, Any] | None" = None,
@@ -146,6 +150,8 @@ def search(
     metric: (outputs, targets) -> one score an example or one for all, higher is better; accuracy by default.
     budget: finished trials that the study shall have. study: its name; <model>-<data>-<device> by default.
     space: a name in search_spaces/, a YAML file, or a SpaceConfig. device: auto, cpu or cuda.
+    sampler: additive, tpe, nsga2, gp or random. profile_seconds: for measuring what options do by themselves, before a
+        new study's first trial; 0: not at all. max_drop, min_speedup: what proposals keep to.
     finetune: fields of FinetuneConfig that win over the recipes of the space, or a whole one that takes their place.
     executor: ray, or inline: in this process, one trial after the other.
     max_failures: failed trials after which the search stops; a tenth of the budget, at least 10, by default.
@@ -166,6 +172,10 @@ def search(
         study=study,
         storage=storage,
         space=load_space(space) if isinstance(space, str) else space,
+        sampler=sampler,
+        profile_seconds=profile_seconds,
+        max_drop=max_drop,
+        min_speedup=min_speedup,
         seed=seed,
         device=device,
         finetune=finetune or {},

@@ -64,6 +64,10 @@ class Settings(BaseModel):
     budget: Count = Field(200, description="Finished trials that the study shall have.")
     seed: int = Field(0, description="Decides splits, batches and proposals.", ge=0, lt=2**32)
     device: str = Field("auto", description="auto, cpu or cuda.")
+    sampler: str = Field("additive", description="additive (learns what each option does), tpe, nsga2, gp or random.")
+    profile_seconds: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="For measuring what options do by themselves, before the first trial; 0: not at all."
+    )
     executor: str = Field("ray", description="ray, or inline: in this process, one trial after the other.")
     address: str | None = Field(
         None, description="A running Ray cluster: auto or host:port. A private one when absent."
@@ -163,6 +167,8 @@ class Settings(BaseModel):
             device=self.device,
             finetune=self.finetune,
             measure=self.measure,
+            sampler=self.sampler,
+            profile_seconds=self.profile_seconds,
             executor=self.executor,
             cluster=ClusterConfig(
                 address=self.address,

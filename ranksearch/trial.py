@@ -117,7 +117,7 @@ def _steps(
 def start(spec: TrialSpec, bench: Workbench) -> nn.Module:
     """The model that is trained: the dense one compressed, or a net of that form that was never trained."""
     if spec.finetune.init == "decompose" or not spec.plan:
-        return bench.compress(spec.plan)
+        return bench.compress(spec.plan, bench.metrics(spec.finetune))
     torch.manual_seed(spec.seed)
     return from_scratch(compress(bench.dense, spec.plan, layers=bench.layers, init="random"))
 

@@ -1,7 +1,7 @@
 """What a worker keeps between trials: the task on its device, and whatever the dense model decides alone."""
 
 import copy
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,8 +11,10 @@ from platformdirs import user_cache_path
 from torch import nn
 
 from ranksearch import latency, memory
+from ranksearch.calibrate import fisher_loss, gather_metrics
 from ranksearch.compress import compress
 from ranksearch.factorize.cache import FactorCache
+from ranksearch.factorize.metric import Metric
 from ranksearch.finetune import Batch, fixed_batches
 from ranksearch.inputs import Inputs, to_device
 from ranksearch.latency import DeviceLock, lock_name
@@ -20,6 +22,7 @@ from ranksearch.layers import FoundLayer, find_layers, total_macs
 from ranksearch.outbox import Outbox
 from ranksearch.records import Cost, FinetuneConfig, MeasureConfig, Plan
 from ranksearch.tasks import Task
+from ranksearch.threads import threads
 
 __all__ = ["Workbench"]
 
@@ -69,8 +72,27 @@ class Workbench:
         """What `choose_forwards` found on this device."""
         return {}
 
-    def compress(self, plan: Plan) -> nn.Module:
-        return compress(self.dense, plan, cache=self.factors, layers=self.layers)
+    def compress(self, plan: Plan, metrics: Mapping[str, Metric] | None = None) -> nn.Module:
+        return compress(self.dense, plan, cache=self.factors, layers=self.layers, metrics=metrics)
+
+    def metrics(self, config: FinetuneConfig) -> Mapping[str, Metric] | None:
+        """What the config's factors are weighted by; None where they are plain."""
+        if config.factors == "plain":
+            return None
+        return self._keep(("metrics", config.calibration_examples), lambda: self._metrics(config))
+
+    def _metrics(self, config: FinetuneConfig) -> Mapping[str, Metric]:
+        """Told by the calibration split, on one thread: a decomposition's name in the cache holds the last bit of it."""
+        total = min(config.calibration_examples, len(self.task.calibration))
+        size = min(128, total)
+        batches = (self.task.calibration.batch(range(i, i + size)) for i in range(0, total - size + 1, size))
+        with threads(1):
+            return gather_metrics(
+                self.dense,
+                self.layers,
+                (to_device(batch, self.device) for batch in batches),
+                fisher_loss(self.task),
+            )
 
     def calibration(self, config: FinetuneConfig) -> list[Inputs]:
         """Batches of one size, at least one, of the calibration split's first examples."""

@@ -68,6 +68,7 @@ def test_search_with_a_model_in_hand(tmp_path, monkeypatch):
         "study": "mine",
         "storage": f"sqlite:///{tmp_path}/my.db",
         "executor": "inline",
+        "profile_seconds": 0,
         "finetune": FinetuneConfig(steps=2, threads=1),
         "measure": MeasureConfig(max_seconds=0.05, min_blocks=2),
     }

@@ -27,7 +27,10 @@ P = ParamSpec("P")
 # panel of the help -> settings
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model and data": ("model", "weights", "train", "data", "metric", "normalize"),
-    "Search": ("space", "budget", "seed", "study", "storage", "max_failures"),
+    "Search": (
+        *("space", "budget", "sampler", "profile_seconds", "seed", "study", "storage"),
+        "max_failures",
+    ),
     "Where trials run": (
         *("device", "executor", "address", "gpus_per_trial"),
         *("cpus_per_trial", "max_concurrent", "trial_timeout"),
@@ -53,6 +56,7 @@ TABLE_HELP: Mapping[tuple[str, str], str] = {
     ("finetune", "temperature"): "Softens the dense model's outputs for distillation.",
     ("finetune", "distillation"): "Share of the distillation loss; the rest is the task's own.",
     ("finetune", "block_distillation"): "Weight of how far each block's outputs are from the dense model's.",
+    ("finetune", "factors"): "plain, or fisher: weighted by what the loss asks of each layer.",
     ("finetune", "init"): "decompose, or random: train from scratch.",
     ("finetune", "reconstruction_steps"): "Steps of every replaced layer by itself, before all train together.",
     ("finetune", "atcd"): "none, autograd (the same), or project: train composed weights, decompose them again.",

@@ -1,6 +1,7 @@
 """`run`: the whole job, and what to say about it."""
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,7 +43,7 @@ def run(
 ) -> None:
     """Search until the study has its budget of finished trials. The same command again resumes it.
 
-    Exit code 3 where no trial meets --max-latency-ms, --min-speedup, --min-accuracy and --max-drop.
+    Proposals keep to --max-drop and --min-speedup. Exit code 3 where no trial meets --max-latency-ms, --min-speedup, --min-accuracy and --max-drop.
     """
     from ranksearch.study.study import ParetoFilter
 
@@ -53,6 +54,7 @@ def run(
     wanted = ParetoFilter(
         max_latency_ms=max_latency_ms, min_speedup=min_speedup, min_accuracy=min_accuracy, max_drop=max_drop
     )
+    config = replace(config, max_drop=max_drop, min_speedup=min_speedup)
     _report(_search(task, config), wanted, settings, form)
 
 
@@ -70,7 +72,7 @@ def _search(task: "Task", config: "SearchConfig") -> "Study":
 
 
 def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Format) -> None:
-    from ranksearch.study.summary import chance_accuracy, dense_row, doubts, failures
+    from ranksearch.study.summary import chance_accuracy, dense_row, doubts, failures, gain_over_rules
 
     trials, front = study.trials(), study.pareto()
     dense = dense_row(trials)
@@ -82,6 +84,8 @@ def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Fo
         _note(f"warning: {doubt}")
     for failure in failures(trials):
         _note(f"{len(failure.trials)} failed, the first one trial {failure.trials[0]}: {failure.reason}")
+    if (gain := gain_over_rules(trials)) is not None:
+        _note(f"gain     {gain.found:.3f} of hypervolume, {gain.found / gain.by_rules:.2f} times that of uniform plans alone")
     _next_steps(study, shown, settings)
     if kept.empty:
         raise InfeasibleError(infeasible(study, wanted))
@@ -134,7 +138,6 @@ def _note(text: str) -> None:
 
 
 def _plan(task: "Task", config: "SearchConfig", form: Format) -> None:
-    from ranksearch.allocate import uniform_sweep
     from ranksearch.layers import find_layers
     from ranksearch.space import layer_records
 
@@ -158,7 +161,7 @@ def _plan(task: "Task", config: "SearchConfig", form: Format) -> None:
     searched = [row for row in rows if row["num_options"]]
     _note("")
     _note(f"{len(searched)} of {len(rows)} layers are searched; objectives: {', '.join(config.space.objectives)}")
-    _note(f"budget: {config.budget} trials, the dense model and {len(uniform_sweep(layers))} uniform plans among them")
+    _note(f"budget: {config.budget} trials, the dense model and the seeds among them")
     _note(_time_needed(task, config))
 
 

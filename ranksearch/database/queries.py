@@ -9,10 +9,8 @@ from ranksearch.database.lookup import grouped, require_study, require_trial, sa
 from ranksearch.database.rows import Row
 from ranksearch.database.store import Store
 from ranksearch.records import (
-    LayerChoice,
     MeasureConfig,
     Measurement,
-    OptionProfile,
     Plan,
     Profile,
     Samples,
@@ -69,18 +67,15 @@ class Queries(Store):
             )
             return {row.id: Samples.unpack(row.packed, row.num_blocks) for row in connection.execute(query)}
 
-    def find_profile(self, study: StudyRecord) -> dict[tuple[str, LayerChoice], OptionProfile]:
-        """What studies of the same model, weights and data have measured of single options under this one's identity:
-        layer and choice -> the newest."""
-        found: dict[tuple[str, LayerChoice], OptionProfile] = {}
+    def find_profiles(self, study: StudyRecord) -> list[Profile]:
+        """Those of studies of the same net, weights and data under this one's identity, the newest first."""
         with self.reading() as connection:
-            for row in same_net(connection, study):
-                profile = _profile_of(connection, row)
-                if profile is None or not profile.identity.items() >= study.identity.items():
-                    continue
-                if all(row["fingerprint"].get(part) == study.fingerprint[part] for part in ("weights", "data")):
-                    found |= {(option.layer, option.choice): option for option in profile.options}
-        return found
+            found = [
+                _profile_of(connection, row)
+                for row in reversed(same_net(connection, study))
+                if all(row["fingerprint"].get(part) == study.fingerprint.get(part) for part in ("weights", "data"))
+            ]
+        return [profile for profile in found if profile and profile.identity.items() >= study.identity.items()]
 
     def fresh_measurements(self, study: str) -> list[tuple[int, Measurement]]:
         """The number of a trial and what was measured again of it, the oldest first. Raises NotFoundError."""

@@ -31,6 +31,7 @@ __all__ = ["OptionLoss", "interpolated", "measure_losses"]
 
 MAX_BYTES = 400 * 2**20  # of all that a batch's layers return: an upper bound of what is remembered at a time
 MIN_BATCH = 8  # examples: BatchNorm re-estimates from them
+LOST = 100.0  # nats: outputs that are no longer numbers
 FEWEST = 3  # options of a layer that are measured: ends and middle
 
 Progress = Callable[[float], None]  # the part that is done, 0 to 1
@@ -132,7 +133,8 @@ class _Run:
         small = compress(alone, {"0": choice}, cache=self._bench.factors, metrics=metrics).get_submodule("0")
         outputs, dense = _in_float64(replay.replaced(small)), _in_float64(replay.outputs)
         assert self._bench.task.distillation is not None
-        return float(self._bench.task.distillation(outputs, dense, 1.0))
+        loss = float(self._bench.task.distillation(outputs, dense, 1.0))
+        return loss if math.isfinite(loss) else LOST
 
 
 def _batch_ranges(bench: Workbench, examples: int) -> list[range]:

@@ -31,6 +31,7 @@ class FinetuneConfig(Record):
     temperature: float = 3.0
     distillation: float = 1.0  # share of the distillation loss; the rest is the task's own loss
     block_distillation: float = 0.0  # weight, beside that, of how far each block's outputs are from the dense model's
+    factors: str = "plain"  # plain | fisher: of weights as they are, or weighted by what the loss asks of each layer
     init: str = "decompose"  # decompose | random: from scratch, all layers of the net
     reconstruction_steps: int = 0  # of each replaced layer by itself, before all train together
     atcd: str = "none"  # none | autograd (both train the factors) | project: train the composed weight, decompose again
@@ -60,6 +61,7 @@ class FinetuneConfig(Record):
         require(self.temperature > 0, "temperature", self.temperature, "more than 0")
         require(0 <= self.distillation <= 1, "distillation", self.distillation, "in [0, 1]")
         require(0 <= self.block_distillation < math.inf, "block_distillation", self.block_distillation, "0 or more")
+        one_of("factors", self.factors, ("plain", "fisher"))
         one_of("init", self.init, ("decompose", "random"))
         require(self.reconstruction_steps >= 0, "reconstruction_steps", self.reconstruction_steps, "0 or more")
         one_of("atcd", self.atcd, ("none", "autograd", "project"))

@@ -27,7 +27,7 @@ from ranksearch.records import (
     TrialSpec,
     TrialState,
 )
-from ranksearch.study.remeasure import HALF_WIDTH, NEAR, measured_within, net_of, variants
+from ranksearch.study.remeasure import HALF_WIDTH, NEAR, START_SECONDS, measured_within, net_of, variants
 from ranksearch.study.source import PUT_BACK
 from ranksearch.study.study import restored
 from ranksearch.workbench import Workbench
@@ -68,13 +68,15 @@ def _measure_again(
     wanted = _unmeasured(database, study)
     if not wanted:
         return set()
-    on_stage(f"measuring {len({record.number for record, _ in wanted})} trials of the front and near it again")
     seconds = SHARE * float(database.trials_frame(study.name).seconds_total.sum())
-    found = executor.call(measured_within, wanted, seconds)
+    found = []
+    if seconds > START_SECONDS:
+        on_stage(f"measuring {len({record.number for record, _ in wanted})} trials of the front and near it again")
+        found = executor.call(measured_within, wanted, seconds)
     for number, fresh in found:
         database.add_measurement(study.name, number, fresh, "fresh")
     if len(found) < len(wanted):
-        log.warning(
+        log.info(
             "%d of %d were measured again in a tenth of the trials' time; `ranksearch bench --front --study %s` "
             "measures all", len(found), len(wanted), study.name,
         )  # fmt: skip

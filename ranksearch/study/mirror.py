@@ -5,6 +5,7 @@ nothing here decides anything, and every Optuna tool can look at a running study
 """
 
 import logging
+import types
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from ranksearch.errors import ConfigError
 from ranksearch.records import OBJECTIVES, Proposal, StudyRecord, TrialRecord, TrialState
 from ranksearch.space import SearchSpace
 
-__all__ = ["OptunaMirror", "distributions", "frozen_trial", "proposal_of", "values_of"]
+__all__ = ["RECIPE", "OptunaMirror", "distributions", "frozen_trial", "proposal_of", "values_of"]
 
 OPTUNA_STATE = {
     TrialState.RUNNING: OptunaState.RUNNING,
@@ -61,7 +62,13 @@ def values_of(record: TrialRecord, objectives: Sequence[str]) -> list[float] | N
     return [record.result.value_of(objective) for objective in objectives]
 
 
-def frozen_trial(record: TrialRecord, space: SearchSpace, objectives: Sequence[str]) -> FrozenTrial:
+def frozen_trial(
+    record: TrialRecord,
+    space: SearchSpace,
+    objectives: Sequence[str],
+    constraints: Mapping[str, float] = types.MappingProxyType({}),
+) -> FrozenTrial:
+    """`constraints`: how far the trial is beyond each limit."""
     params = _params(record, space)
     return optuna.trial.create_trial(
         state=OPTUNA_STATE[record.state],
@@ -75,6 +82,7 @@ def frozen_trial(record: TrialRecord, space: SearchSpace, objectives: Sequence[s
             "plan": record.spec.plan.to_json(),
             "recipe": record.recipe,
         },
+        constraints=dict(constraints),
     )
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "HALF_WIDTH",
     "MAX_SECONDS",
     "NEAR",
+    "START_SECONDS",
     "Remeasured",
     "front_and_near",
     "measure_again",

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-from ranksearch.allocate import uniform_sweep
 from ranksearch.database import Database, study_lock
 from ranksearch.errors import ConfigError, FingerprintError, NotFoundError
 from ranksearch.layers import find_layers
@@ -30,16 +29,17 @@ from ranksearch.records import (
     nearest,
 )
 from ranksearch.space import SearchSpace, SpaceConfig, layer_records, load_space
+from ranksearch.study.creation import complete
 from ranksearch.study.finale import conclude
 from ranksearch.study.mirror import OptunaMirror
-from ranksearch.study.sampler import TPESampler
+from ranksearch.study.sampler import SAMPLERS, make_sampler
 from ranksearch.study.source import StudySource, now
 from ranksearch.study.study import DEFAULT_STORAGE, Study, files_folder
 from ranksearch.tasks import Task
 from ranksearch.workers.executor import ClusterConfig, Executor, WorkerSetup
 from ranksearch.workers.inline import InlineExecutor
 
-__all__ = ["Listener", "SearchConfig", "device_of", "run_search", "seeds_of"]
+__all__ = ["Listener", "SearchConfig", "device_of", "run_search"]
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
 
@@ -74,6 +74,10 @@ class SearchConfig:
     device: str = "auto"  # auto | cpu | cuda
     finetune: FinetuneConfig | Mapping[str, Any] = field(default_factory=dict[str, Any])  # as `recipes_of` takes it
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    sampler: str = "additive"  # additive | tpe | nsga2 | gp | random
+    profile_seconds: float = 60.0  # for latencies and for losses, each, of a new study; 0: uniform plans are its seeds
+    max_drop: float | None = None  # of accuracy below the dense model's, that proposals keep to
+    min_speedup: float | None = None
     executor: str = "ray"  # ray | inline
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     trial_timeout_seconds: float | None = None
@@ -89,9 +93,12 @@ class SearchConfig:
         for name, got, allowed in (
             ("device", self.device, ("auto", "cpu", "cuda")),
             ("executor", self.executor, ("ray", "inline")),
+            ("sampler", self.sampler, SAMPLERS),
         ):
             if got not in allowed:
                 raise ConfigError(f"{name} is {got!r}{nearest(got, allowed)}; it must be one of {', '.join(allowed)}")
+        if self.profile_seconds < 0:
+            raise ConfigError(f"profile seconds are {self.profile_seconds:g}; they must be 0 (no profile) or more")
         if self.trial_timeout_seconds is not None and self.trial_timeout_seconds <= 0:
             raise ConfigError(f"trial timeout is {self.trial_timeout_seconds:g} s; it must be more than 0")
 
@@ -122,7 +129,14 @@ def run_search(task: Task, config: SearchConfig, listener: Listener | None = Non
         known = existing or config  # what a study has resolved is not probed again
         description = executor.call(describe, known.recipes, known.measure, executor.cores)
         with Database.open(config.storage) as database, study_lock(database, name):
-            study = database.load_study(name) or _new_study(database, name, config, layers, description, intent)
+            study = database.load_study(name)
+            if study is None:
+                draft = _draft(name, config, layers, description, intent)
+                study = complete(
+                    draft, database, executor,
+                    seconds=config.profile_seconds, budget=config.budget, on_stage=listener.on_stage,
+                )  # fmt: skip
+                database.save_study(study)
             _compare(name, study.fingerprint, intent | _device_fingerprint(description))
             files.mkdir(parents=True, exist_ok=True)
 
@@ -204,38 +218,27 @@ def _device_fingerprint(description: Description) -> dict[str, str]:
     return {"device": description.environment.device_model} | identity
 
 
-def _new_study(
-    database: Database,
+def _draft(
     name: str,
     config: SearchConfig,
     layers: tuple[LayerRecord, ...],
     description: Description,
     intent: dict[str, str],
 ) -> StudyRecord:
-    """Fixes what every later run reads back: options, seeds, and what was left to the machine to decide."""
-    study = StudyRecord(
+    """What is known before options are profiled; what was left to the machine to decide, a worker has decided."""
+    return StudyRecord(
         name=name,
         created=now(),
         fingerprint=intent | _device_fingerprint(description),
         objectives=config.space.objectives,
         layers=layers,
-        seeds=seeds_of(layers, description.recipes),
+        seeds=(),
         recipes=description.recipes,
         measure=description.measure,
         seed=config.seed,
         environment=description.environment,
         settings=dict(config.settings),
     )
-    database.save_study(study)
-    return study
-
-
-def seeds_of(layers: tuple[LayerRecord, ...], recipes: tuple[Recipe, ...]) -> tuple[SeedPlan, ...]:
-    """The dense model and the sweep by the first recipe; a few of the sweep by every other, lest a sampler that has
-    never seen a recipe should never try it."""
-    sweep = uniform_sweep(layers)
-    others = (replace(seed, recipe=recipe.name) for recipe in recipes[1:] for seed in sweep[2::4])
-    return (SeedPlan(origin="dense", plan=Plan()), *sweep, *others)
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -260,7 +263,16 @@ def _run_trials(
             mirror=mirror,
             study=study,
             trials=trials,
-            make_sampler=lambda history: TPESampler(space, study.objectives, study.seed, history),
+            make_sampler=lambda history: make_sampler(
+                config.sampler,
+                space,
+                study.objectives,
+                seed=study.seed,
+                history=history,
+                profile=study.profile,
+                max_drop=config.max_drop,
+                min_speedup=config.min_speedup if "latency" in study.objectives else None,
+            ),
             budget=config.budget,
             outbox=outbox,
             max_failures=config.max_failures if config.max_failures is not None else max(10, config.budget // 10),

@@ -91,6 +91,7 @@ class StudySource:
         self._database.start_trial(self._study.name, record)
         self._mirror.start(record)
         self._trials[record.number] = record
+        self._sampler.observe(record)
         self._on_trial(record)
         return Job(record.number, record.spec, self._measured(record.spec.plan))
 

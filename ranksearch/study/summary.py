@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ranksearch.allocate import hypervolume
 from ranksearch.records import TrialState
 from ranksearch.study.study import ParetoFilter
 from ranksearch.tasks import Task
@@ -14,15 +15,18 @@ from ranksearch.tasks.split import targets_of
 __all__ = [
     "DROPS",
     "Failure",
+    "Gain",
     "chance_accuracy",
     "dense_row",
     "doubts",
     "failures",
     "fastest_within",
+    "gain_over_rules",
     "nearest_miss",
     "unmet",
 ]
 
+RULES = ("seed:uniform", "seed:energy", "seed:evbmf", "seed:alds", "seed:log-energy")  # origins
 DROPS = (0.01, 0.02, 0.05)  # of accuracy, in its own unit
 # Test accuracy this far below validation accuracy, and by more than so few examples explain: the model was probably
 # trained on the latter.
@@ -57,6 +61,30 @@ def failures(trials: pd.DataFrame) -> list[Failure]:
     groups = failed.groupby(failed.reason.fillna("unknown")).groups
     found = [Failure(str(reason), tuple(int(n) for n in numbers)) for reason, numbers in groups.items()]
     return sorted(found, key=lambda failure: (-len(failure.trials), failure.trials))
+
+
+# --- what the search was worth ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Hypervolumes of (latency ratio, accuracy) beyond the reference (1, half of the dense model's accuracy)."""
+
+    found: float
+    by_rules: float  # by the dense model and the plans of closed-form rules alone
+
+
+def gain_over_rules(trials: pd.DataFrame) -> Gain | None:
+    """None where the study has no latency, no dense model or no plan by a rule, or such plans gain nothing."""
+    dense = dense_row(trials)
+    complete = trials.loc[(trials.state == TrialState.COMPLETE) & trials.latency_ratio.notna()]
+    is_ruled = complete.origin.str.startswith(RULES)
+    if dense is None or not is_ruled.any():
+        return None
+    reference = (1.0, float(dense.accuracy) / 2)
+    ruled = complete.loc[is_ruled | (complete.origin == "dense")]
+    found, by_rules = (hypervolume(rows[["latency_ratio", "accuracy"]], reference) for rows in (complete, ruled))
+    return Gain(found, by_rules) if by_rules > 0 else None
 
 
 # --- constraints -----------------------------------------------------------------------------------------------------

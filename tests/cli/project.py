@@ -62,6 +62,7 @@ data = "npz:data.npz"
 executor = "inline"
 study = "toy"
 budget = 8
+profile_seconds = 0
 
 [finetune]
 steps = 2

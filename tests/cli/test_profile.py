@@ -1,4 +1,4 @@
-"""`profile --per-layer` on a user's project, in every format."""
+"""`profile` and `profile --per-layer` on a user's project, in every format."""
 
 import csv
 import io
@@ -38,10 +38,28 @@ def test_tables_and_csv(fresh, ranksearch):
     assert 0 < float(found["weights_kept"]) <= 0.5
 
 
+def test_the_profile_has_every_option_and_a_verdict(fresh, ranksearch):
+    words = ("profile", "--profile-seconds", "0.5")
+    code, out, err = ranksearch(*words, "--format", "json")
+    assert code == 0
+    rows = json.loads(out)
+    assert {row["layer"] for row in rows} == {"3", "5"}
+    for row in rows:
+        assert -1 < row["latency_change"]
+        assert row["latency_deviation"] >= 0
+        assert row["loss"] >= 0
+        assert 0 <= row["error"] <= 1
+        assert 0 < row["macs_kept"] <= 0.75
+    assert "smallest latency ratio" in err or "nothing worth having" in err
+    code, out, _ = ranksearch(*words)
+    assert out.splitlines()[0].split()[:4] == ["layer", "option", "latency", "±"]
+    assert len(out.strip().splitlines()) == len(rows) + 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "--per-layer"),
+        (("--space", "defualt"), "did you mean 'default'"),
         (("--per-layer", "--method", "svdd"), "did you mean 'svd'"),
         (("--per-layer", "--kept", "2"), "kept is 2"),
         (("--per-layer", "--match", "no"), "no layer matches 'no'"),

@@ -161,10 +161,11 @@ def profiled(study, latency, **identity):
 def test_a_profile_serves_other_studies_of_the_same_net_weights_data_and_identity(database):
     made = make_study("first")
     made = replace(made, fingerprint={**made.fingerprint, "weights": "w"})
-    database.save_study(replace(made, profile=profiled(made, -0.1)))
-    assert database.find_profile(made) == {(r.layer, r.choice): r for r in profiled(made, -0.1).options}
-    database.save_study(replace(made, name="second", profile=profiled(made, -0.2)))
-    assert {row.latency for row in database.find_profile(made).values()} == {-0.2}  # the newest
+    first, second = (profiled(made, latency) for latency in (-0.1, -0.2))
+    database.save_study(replace(made, profile=first))
+    database.save_study(replace(made, name="second", profile=second))
+    database.save_study(replace(made, name="third"))
+    assert database.find_profiles(made) == [second, first]
     for part in ("model", "weights", "data", "latency threads"):
         other = replace(made, fingerprint={**made.fingerprint, part: "another"})
-        assert database.find_profile(other) == {}
+        assert database.find_profiles(other) == []

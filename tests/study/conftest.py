@@ -27,9 +27,9 @@ from ranksearch.records import (
     key_of,
 )
 from ranksearch.space import SearchSpace
+from ranksearch.study.creation import seeds_of
 from ranksearch.study.mirror import OptunaMirror
-from ranksearch.study.sampler import TPESampler
-from ranksearch.study.search import seeds_of
+from ranksearch.study.sampler import make_sampler
 from ranksearch.study.source import StudySource
 
 IDENTITY = {"device": "test"}
@@ -157,7 +157,9 @@ class Bench:
             mirror=mirror,
             study=study,
             trials=trials,
-            make_sampler=lambda history: TPESampler(SearchSpace.of(study), study.objectives, 0, history),
+            make_sampler=lambda history: make_sampler(
+                "tpe", SearchSpace.of(study), study.objectives, seed=0, history=history
+            ),
             budget=budget,
             outbox=self.outbox,
             max_failures=self.max_failures,

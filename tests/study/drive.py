@@ -31,6 +31,7 @@ def main(database: str, budget: str, executor: str) -> None:
             study="killed",
             storage=f"sqlite:///{database}",
             executor=executor,
+            profile_seconds=0,
             cluster=ClusterConfig(cpus_per_trial=1, max_concurrent=2),
             finetune=FinetuneConfig(steps=2, precision="float32", layout="contiguous", threads=1),
             measure=MeasureConfig(batch_size=2, max_seconds=0.05, min_blocks=2, iterations_per_block=2),

@@ -33,6 +33,7 @@ def config(tmp_path):
         study="toy",
         storage=f"sqlite:///{tmp_path}/ranksearch.db",
         executor="inline",
+        profile_seconds=0,
         finetune={"steps": 2, "precision": "float32", "layout": "contiguous", "threads": 1},
         measure=MeasureConfig(batch_size=2, max_seconds=0.05, min_blocks=2, iterations_per_block=2),
     )

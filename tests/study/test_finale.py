@@ -52,6 +52,7 @@ def search(tmp_path, task, monkeypatch):
             study="toy",
             storage=f"sqlite:///{tmp_path}/ranksearch.db",
             executor="inline",
+            profile_seconds=0,
             space=load_space("default").model_copy(update={"objectives": objectives}),
             finetune={"steps": 2, "precision": "float32", "layout": "contiguous", "threads": 1},
             measure=MeasureConfig(**quick, **measure),
@@ -135,7 +136,7 @@ def test_the_front_is_measured_in_every_batch_size(search, fresh):
 @pytest.mark.usefixtures("nothing_slow")
 def test_without_time_nothing_is_measured_again_and_that_is_said(search, fresh, monkeypatch, caplog):
     monkeypatch.setattr(finale, "SHARE", 0.0)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         study, _ = search()
     assert fresh == []
     assert f"bench --front --study {study.name}" in caplog.text

@@ -42,6 +42,7 @@ def study(tmp_path, task, monkeypatch):
             study="toy",
             storage=f"sqlite:///{tmp_path}/ranksearch.db",
             executor="inline",
+            profile_seconds=0,
             finetune={"steps": 2, "precision": "float32", "layout": "contiguous", "threads": 1},
             measure=MeasureConfig(batch_size=2, max_seconds=0.05, min_blocks=2, iterations_per_block=2),
         ),

@@ -310,6 +310,7 @@ def search(task, folder, monkeypatch, study, **measure):
         study=study,
         storage=url,
         executor="inline",
+        profile_seconds=0,
         finetune=FinetuneConfig(steps=1, precision="float32", layout="contiguous", threads=1),
         measure=MeasureConfig(**quick | measure),
     )

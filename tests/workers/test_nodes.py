@@ -45,6 +45,7 @@ def test_two_nodes_run_one_study(tmp_path):
             task,
             SearchConfig(
                 budget=6,
+                profile_seconds=0,
                 storage=f"sqlite:///{tmp_path / 'nodes.db'}",
                 cluster=ClusterConfig(address=cluster.address),
                 finetune=FinetuneConfig(steps=2, precision="float32", layout="contiguous", threads=1),
