@@ -45,7 +45,7 @@ MAX_FALSE_ALARMS, FASTER = 0.01, 0.98
 TWICE = (1.98, 2.02)
 MAX_VARIATION = {"cpu": 0.02, "cuda": 0.01}
 MIN_TAU = 0.95
-SHORT = MeasureConfig(half_width=0.01, max_seconds=0.5)
+SHORT = MeasureConfig(half_width=0.01, max_seconds=1.0)
 LONG = MeasureConfig(half_width=0.005, max_seconds=5.0)
 ORACLE_SECONDS = 0.2
 # A loop of training steps large enough for every core, or for the whole GPU.

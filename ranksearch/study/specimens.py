@@ -14,18 +14,19 @@ from ranksearch.workbench import Workbench
 __all__ = ["NUM_NETS", "specimens"]
 
 NUM_NETS = 50
+EVEN = 0.5  # power of the place: by places alone, nearly half of the nets would be among the fastest tenth of latencies
 SPREAD = 0.15  # of a layer's options: how far its choice strays from the net's
 
 
 def specimens(task: Task, *, num: int = NUM_NETS, seed: int = 0) -> Subject:
-    """`num` different plans of the default space, from the cheapest to the dense model's neighbours, layers and methods
-    mixed. The nets' weights are random: latency does not depend on them."""
+    """`num` different plans of the default space, spread over the latencies from the cheapest to the dense model's
+    neighbours, layers and methods mixed. The nets' weights are random: latency does not depend on them."""
     bench = Workbench(task, torch.device("cpu"))
     layers = [record for record in layer_records(load_space("default"), bench.layers) if record.options]
     rng = random.Random(seed)
     plans: dict[Plan, None] = {}
     while len(plans) < num:
-        plans.setdefault(_plan(layers, len(plans) / num, rng))
+        plans.setdefault(_plan(layers, (len(plans) / num) ** EVEN, rng))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         nets = [compress(bench.dense, plan, layers=bench.layers, init="random") for plan in plans]
