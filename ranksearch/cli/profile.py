@@ -33,7 +33,9 @@ COLUMNS = (
 )
 
 
-@with_settings("model", "weights", "data", "metric", "normalize", "space", "profile_seconds", "seed", "device", "measure")
+@with_settings(
+    "model", "weights", "data", "metric", "normalize", "space", "profile_seconds", "seed", "device", "measure"
+)
 def profile(
     settings: Settings,
     per_layer: Annotated[
@@ -42,7 +44,9 @@ def profile(
     method: Annotated[
         list[str], typer.Option(help="With --per-layer: a method to use; may be given several times.")
     ] = METHODS,
-    kept: Annotated[float, typer.Option(help="With --per-layer: share of its weights that a layer keeps at most.")] = 0.5,
+    kept: Annotated[
+        float, typer.Option(help="With --per-layer: share of its weights that a layer keeps at most.")
+    ] = 0.5,
     match: Annotated[
         str, typer.Option(help="With --per-layer: which layers: a name, or a pattern with * and ?.")
     ] = "*",

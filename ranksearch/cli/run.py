@@ -85,7 +85,9 @@ def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Fo
     for failure in failures(trials):
         _note(f"{len(failure.trials)} failed, the first one trial {failure.trials[0]}: {failure.reason}")
     if (gain := gain_over_rules(trials)) is not None:
-        _note(f"gain     {gain.found:.3f} of hypervolume, {gain.found / gain.by_rules:.2f} times that of uniform plans alone")
+        _note(
+            f"gain     {gain.found:.3f} of hypervolume, {gain.found / gain.by_rules:.2f} times that of uniform plans alone"
+        )
     _next_steps(study, shown, settings)
     if kept.empty:
         raise InfeasibleError(infeasible(study, wanted))

@@ -35,7 +35,7 @@ from ranksearch.records import (
 from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import Executor
 
-__all__ = ["complete", "profiled", "seeds_of"]
+__all__ = ["complete", "noise_of", "profiled", "seeds_of"]
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +62,18 @@ def complete(
     profile = _profile(draft, database, executor, seconds, on_stage) if seconds and _is_quick(draft) else None
     if profile is None:
         return replace(draft, seeds=seeds_of(draft.layers, draft.recipes))
-    noise = NOISE * median(option.latency_deviation for option in profile.options)
-    layers = undominated(draft.layers, profile, draft.objectives, noise)
+    layers = undominated(draft.layers, profile, draft.objectives, noise_of(profile))
     if not any(layer.options for layer in layers):
         log.warning("no option of any layer is measurably faster than the dense layer; all of them are searched")
         return replace(draft, seeds=seeds_of(draft.layers, draft.recipes), profile=profile)
     return replace(
         draft, layers=layers, profile=profile, seeds=seeds_of(layers, draft.recipes, profile, draft.objectives, budget)
     )
+
+
+def noise_of(profile: Profile) -> float:
+    """A change of the latency ratio that means nothing."""
+    return NOISE * median(option.latency_deviation for option in profile.options)
 
 
 def _is_quick(draft: StudyRecord) -> bool:

@@ -5,7 +5,7 @@ Running it again with the same arguments resumes; a larger budget extends.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,6 @@ from ranksearch.records import (
     FinetuneConfig,
     LayerRecord,
     MeasureConfig,
-    Plan,
     Recipe,
     SeedPlan,
     StudyRecord,

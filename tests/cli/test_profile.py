@@ -45,7 +45,7 @@ def test_the_profile_has_every_option_and_a_verdict(fresh, ranksearch):
     rows = json.loads(out)
     assert {row["layer"] for row in rows} == {"3", "5"}
     for row in rows:
-        assert -1 < row["latency_change"]
+        assert row["latency_change"] > -1
         assert row["latency_deviation"] >= 0
         assert row["loss"] >= 0
         assert 0 <= row["error"] <= 1
