@@ -82,7 +82,7 @@ class Workbench:
         return self._keep(("metrics", config.calibration_examples), lambda: self._metrics(config))
 
     def _metrics(self, config: FinetuneConfig) -> Mapping[str, Metric]:
-        """Told by the calibration split, on one thread: a decomposition's name in the cache holds the last bit of it."""
+        """Of the calibration split, on one thread: the name of a decomposition in the cache holds their last bits."""
         total = min(config.calibration_examples, len(self.task.calibration))
         size = min(128, total)
         batches = (self.task.calibration.batch(range(i, i + size)) for i in range(0, total - size + 1, size))

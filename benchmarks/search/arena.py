@@ -52,7 +52,7 @@ class Arena:
         finetune = FinetuneConfig(ema=0.9, factors="fisher")
         description = describe(bench, [Recipe(name=RECIPE, finetune=finetune)], MeasureConfig(), cores)
         spec = TrialSpec(
-            study=f"{name}-{seed}",
+            study=key_of({"net": name, **task.fingerprint()}),
             plan=Plan(),
             seed=seed,
             finetune=description.recipes[0].finetune,

@@ -43,7 +43,8 @@ def run(
 ) -> None:
     """Search until the study has its budget of finished trials. The same command again resumes it.
 
-    Proposals keep to --max-drop and --min-speedup. Exit code 3 where no trial meets --max-latency-ms, --min-speedup, --min-accuracy and --max-drop.
+    Proposals keep to --max-drop and --min-speedup. Exit code 3 where no trial meets these, --max-latency-ms and
+    --min-accuracy.
     """
     from ranksearch.study.study import ParetoFilter
 
@@ -85,9 +86,8 @@ def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Fo
     for failure in failures(trials):
         _note(f"{len(failure.trials)} failed, the first one trial {failure.trials[0]}: {failure.reason}")
     if (gain := gain_over_rules(trials)) is not None:
-        _note(
-            f"gain     {gain.found:.3f} of hypervolume, {gain.found / gain.by_rules:.2f} times that of uniform plans alone"
-        )
+        share = gain.found / gain.by_rules
+        _note(f"gain     {gain.found:.3f} of hypervolume, {share:.2f} times that of uniform plans alone")
     _next_steps(study, shown, settings)
     if kept.empty:
         raise InfeasibleError(infeasible(study, wanted))
