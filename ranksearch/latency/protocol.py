@@ -268,7 +268,8 @@ def _passes_per_sample(timer: Timer, warmup: Warmup) -> int:
 
 
 def _samples_per_visit(config: MeasureConfig, warmup: Warmup, passes: int) -> int:
-    """Half of `iterations_per_block`, or, for a slow model, as many as let `min_blocks` end within `max_seconds`."""
+    """As many as are half of `iterations_per_block` passes, but two; for a slow model, as let `min_blocks` end within
+    `max_seconds`, but one."""
     block_ms = 2 * passes * (warmup.dense_ms + warmup.candidate_ms)  # of one sample a visit
     affordable = int(1000 * config.max_seconds / (config.min_blocks * block_ms))
-    return max(1, min(config.iterations_per_block // 2, affordable))
+    return max(1, min(max(2, math.ceil(config.iterations_per_block / 2 / passes)), affordable))
