@@ -146,8 +146,8 @@ class Bad(nn.Module):
 def test_what_goes_wrong_in_a_trial_fails_it_alone(bench, monkeypatch, how, words):
     good = bench.compress
 
-    def bad(plan):
-        model = good(plan)
+    def bad(plan, metrics=None):
+        model = good(plan, metrics)
         model.norm1 = Bad(how)
         return model
 

@@ -93,7 +93,7 @@ def _print_options(bench: "Workbench", settings: Settings, form: Format) -> None
     from ranksearch.space import layer_records, load_space
 
     layers = layer_records(load_space(settings.space), bench.layers)
-    seconds = dict.fromkeys(("latencies", "losses"), settings.profile_seconds)
+    seconds = {"latencies": settings.profile_seconds, "losses": settings.profile_seconds}
     found = profile_options(bench, layers, settings.measure, seconds=seconds, seed=settings.seed)
     dense = {layer.name: layer.cost for layer in layers}
     rows = [

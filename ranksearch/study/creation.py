@@ -134,8 +134,11 @@ def seeds_of(
     else:
         plans = (*_knapsack(layers, profile, objectives), *(uniform if budget >= LONG else uniform[1::3]))
     others = (replace(seed, recipe=recipe.name) for recipe in recipes[1:] for seed in plans[2:12:4])
-    found = {(seed.plan, seed.recipe): seed for seed in reversed([*plans, *others]) if seed.plan}
-    return (SeedPlan(origin="dense", plan=Plan()), *reversed(found.values()))
+    found: dict[tuple[Plan, str | None], SeedPlan] = {}
+    for seed in (*plans, *others):
+        if seed.plan:
+            found.setdefault((seed.plan, seed.recipe), seed)
+    return (SeedPlan(origin="dense", plan=Plan()), *found.values())
 
 
 def _knapsack(layers: Sequence[LayerRecord], profile: Profile, objectives: Sequence[str]) -> list[SeedPlan]:

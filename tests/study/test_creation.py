@@ -11,6 +11,7 @@ from ranksearch.database import Database
 from ranksearch.errors import MeasurementError
 from ranksearch.profiling.latencies import PROBE
 from ranksearch.records import MeasureConfig, OptionProfile, Plan, Profile, Recipe
+from ranksearch.space import SearchSpace
 from ranksearch.study import creation
 from ranksearch.study.creation import NUM_SEEDS, complete, seeds_of
 from ranksearch.study.search import SearchConfig, run_search
@@ -171,5 +172,6 @@ def test_a_real_run_profiles_searches_what_is_left_and_resumes(tmp_path, monkeyp
     first = run_search(task, config).record
     assert first.profile is not None
     assert {o.layer for o in first.profile.options} >= {layer.name for layer in first.layers if layer.options}
-    assert len(run_search(task, replace(config, budget=6)).trials()) == 6
+    num_plans = SearchSpace.of(first).num_proposals  # few may be left of this small net
+    assert len(run_search(task, replace(config, budget=6)).trials()) == min(6, num_plans)
     assert next(calls) == 1
