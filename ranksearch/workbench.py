@@ -47,7 +47,8 @@ class Workbench:
 
     @cached_property
     def dense(self) -> nn.Module:
-        return copy.deepcopy(self.task.model).to(self.device).eval()
+        with torch.inference_mode(mode=False):  # whoever asks first: others train copies of it
+            return copy.deepcopy(self.task.model).to(self.device).eval()
 
     @cached_property
     def example(self) -> Inputs:

@@ -115,3 +115,10 @@ def test_an_option_off_the_convex_hull_is_no_step_to_the_next():
 def test_more_loss_is_never_slower():
     found = list(ratios(verdict(TWO_LAYERS, [i / 100 for i in range(1, 40)])).values())
     assert found == sorted(found, reverse=True)
+
+
+def test_a_new_workbench_is_profiled_and_its_model_can_still_be_trained():
+    layers = records_of(bench_of("plain"))
+    bench = bench_of("plain")  # as a worker has it that nobody has asked for anything
+    profile_options(bench, layers, QUICK, seconds={"latencies": 0.01, "losses": 0.0}, examples=16)
+    assert not any(parameter.is_inference() for parameter in bench.dense.parameters())
