@@ -78,8 +78,14 @@ class RankRule(_Strict):
         description="Smallest and largest share of the layer's dense MACs that an option may keep where latency or "
         "MACs are an objective, of its parameters where those or bytes are; where both are, one of them is enough.",
     )
+    aspects: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = Field(
+        default=(1.0,),
+        description="Of a method of several ranks (tucker2: out, in): how many times its share of its own largest the "
+        "first rank is against that of the others. 1: all the same share.",
+    )
     per_method: Annotated[int, Field(ge=1)] = Field(
-        default=12, description="At most this many ranks of a method on a layer, spread evenly."
+        default=12,
+        description="At most this many ranks of a method on a layer, spread evenly; so many of each of its aspects.",
     )
 
     @model_validator(mode="after")
@@ -273,14 +279,24 @@ def _options(
 
 
 def _options_of(config: SpaceConfig, name: str, shape: LayerShape, method: Method, rule: RankRule) -> list[Option]:
-    dense = _weights(config, shape.cost())
-    options = [
-        Option(choice=LayerChoice(method=method.name, ranks=ranks), cost=method.cost(shape, ranks))
-        for ranks in _rank_grid(name, method.max_ranks(shape), rule)
+    largest = method.max_ranks(shape)
+    grids = [_rank_grid(name, largest, rule, aspect) for aspect in (rule.aspects if len(largest) > 1 else (1.0,))]
+    found = [
+        _thin([o for o in _made(shape, method, g) if _is_worth(config, o, shape, rule)], rule.per_method) for g in grids
     ]
-    # What costs exactly as much as the dense layer has no place beside it.
-    kept = [o for o in options if _is_kept(_weights(config, o.cost), dense, rule.kept) and o.cost != shape.cost()]
-    return _thin(kept, rule.per_method)
+    return list({option.choice: option for options in found for option in options}.values())
+
+
+def _made(shape: LayerShape, method: Method, grid: Sequence[tuple[int, ...]]) -> list[Option]:
+    return [
+        Option(choice=LayerChoice(method=method.name, ranks=ranks), cost=method.cost(shape, ranks)) for ranks in grid
+    ]
+
+
+def _is_worth(config: SpaceConfig, option: Option, shape: LayerShape, rule: RankRule) -> bool:
+    """What costs exactly as much as the dense layer has no place beside it."""
+    dense = shape.cost()
+    return option.cost != dense and _is_kept(_weights(config, option.cost), _weights(config, dense), rule.kept)
 
 
 def _weights(config: SpaceConfig, cost: Cost) -> tuple[int, ...]:
@@ -296,9 +312,9 @@ def _is_kept(weights: tuple[int, ...], dense: tuple[int, ...], kept: tuple[float
     return any(kept[0] <= share <= kept[1] for share in shares) and max(shares) <= 1
 
 
-def _rank_grid(name: str, largest: tuple[int, ...], rule: RankRule) -> list[tuple[int, ...]]:
-    """Rank tuples along the diagonal: every rank the same share of its own maximum, rounded to the step. And those
-    that the rule gives in full."""
+def _rank_grid(name: str, largest: tuple[int, ...], rule: RankRule, aspect: float = 1.0) -> list[tuple[int, ...]]:
+    """Rank tuples along a line: every rank the same share of its own maximum, the first `aspect` times that of the
+    others, rounded to the step. And those that the rule gives in full."""
     top = max(largest)
     if rule.values is not None:
         steps = sorted({v for v in rule.values if isinstance(v, int)})
@@ -307,7 +323,8 @@ def _rank_grid(name: str, largest: tuple[int, ...], rule: RankRule) -> list[tupl
     else:
         steps = sorted({*range(_step(rule, top), top + 1, _step(rule, top)), *rule.also})
     steps = [s for s in steps if rule.minimum <= s <= min(rule.maximum or top, top)]
-    scaled = [tuple(_scaled(step, top, m, rule) for m in largest) for step in steps]
+    shares = (min(1.0, aspect), *[min(1.0, 1 / aspect)] * (len(largest) - 1))
+    scaled = [tuple(_scaled(step * s, top, m, rule) for s, m in zip(shares, largest, strict=True)) for step in steps]
     return list(dict.fromkeys(scaled + [v for v in _tuples(rule) if _fits(v, largest)]))
 
 
@@ -331,9 +348,9 @@ def _step(rule: RankRule, top: int) -> int:
     return min(rule.multiple, max(1, top // 4))
 
 
-def _scaled(step: int, top: int, largest: int, rule: RankRule) -> int:
-    if largest == top:
-        return step
+def _scaled(step: float, top: int, largest: int, rule: RankRule) -> int:
+    if largest == top and step == int(step):
+        return int(step)
     unit = _step(rule, largest)
     return min(largest, max(unit, round(step * largest / top / unit) * unit))
 

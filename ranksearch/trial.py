@@ -25,11 +25,10 @@ from ranksearch import latency, memory
 from ranksearch.calibrate import reestimate_batchnorm
 from ranksearch.compress import compress, plan_cost
 from ranksearch.errors import DivergedError, NonFiniteError
-from ranksearch.evaluate import evaluate
 from ranksearch.factorize.rebuilt import ContractibleLayer
 from ranksearch.finetune import finetune, from_scratch, memory_format, reconstruct
 from ranksearch.forwards import choose_forwards
-from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
+from ranksearch.records import FinetuneConfig, Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench
 
 __all__ = ["Progress", "Trained", "run", "run_the_faster_way", "start", "train"]
@@ -165,25 +164,24 @@ def train(
     `on_step` hears of the fine-tuning after every step.
     """
     phase = phase or _Phases()
-    config = spec.finetune
     torch.manual_seed(spec.seed)
-    torch.set_num_threads(config.threads)  # sums depend on it: the same spec must give the same accuracy
-    candidate = candidate.to(memory_format=memory_format(config.layout))
+    torch.set_num_threads(spec.finetune.threads)  # sums depend on it: the same spec must give the same accuracy
+    candidate = candidate.to(memory_format=memory_format(spec.finetune.layout))
     if spec.plan:
         with phase("recalibrate"):
-            reestimate_batchnorm(candidate, bench.calibration(config))
+            reestimate_batchnorm(candidate, bench.calibration(spec.finetune))
     with phase("evaluate"):
-        oneshot = _validate(candidate, bench)
-    is_trained = config.num_steps(len(bench.task.train)) != 0 or config.reconstruction_steps
-    if not spec.plan or not is_trained:
+        oneshot = bench.validated(candidate)
+        config = spec.finetune.allocated(bench.lost(oneshot) if spec.plan else 0.0)
+    if not spec.plan or not _is_trained(config, bench):
         return Trained(candidate, oneshot, oneshot)
     before = copy.deepcopy(candidate.state_dict())
     try:
-        _improve(candidate, spec, bench, phase, checkpoint, on_step)
+        _improve(candidate, spec, config, bench, phase, checkpoint, on_step)
         with phase("recalibrate"):
-            reestimate_batchnorm(candidate, bench.calibration(config))
+            reestimate_batchnorm(candidate, bench.calibration(spec.finetune))
         with phase("evaluate"):
-            tuned = _validate(candidate, bench)
+            tuned = bench.validated(candidate)
     except (NonFiniteError, DivergedError) as error:
         candidate.load_state_dict(before)
         return Trained(
@@ -194,27 +192,29 @@ def train(
     return Trained(candidate, max(tuned, oneshot, key=lambda s: s.value), oneshot)
 
 
+def _is_trained(config: FinetuneConfig, bench: Workbench) -> bool:
+    return config.num_steps(len(bench.task.train)) != 0 or config.reconstruction_steps > 0
+
+
 def _improve(
     candidate: nn.Module,
     spec: TrialSpec,
+    config: FinetuneConfig,
     bench: Workbench,
     phase: Any,
     checkpoint: Path | None,
     on_step: Progress | None,
 ) -> None:
-    """Layer by layer, unless a checkpoint says that this is done, then end to end."""
-    config, plan, layers = spec.finetune, spec.plan, bench.layers
+    """Layer by layer, unless a checkpoint says that this is done, then end to end; as long as `config` says, by batches
+    that all trials of the spec's recipe share."""
+    plan, layers = spec.plan, bench.layers
     if config.reconstruction_steps and not (checkpoint and checkpoint.exists()):
         with phase("reconstruct"):
-            inputs = bench.calibration(config)
+            inputs = bench.calibration(spec.finetune)
             reconstruct(candidate, bench.dense, plan, layers, inputs, steps=config.reconstruction_steps, seed=spec.seed)
     with phase("finetune"):
-        batches = bench.batches(config, spec.seed)
+        batches = bench.batches(spec.finetune, spec.seed)
         finetune(
             candidate, batches, bench.task, config, bench.device,
             plan=plan, layers=layers, dense=bench.dense, checkpoint=checkpoint, on_step=on_step,
         )  # fmt: skip
-
-
-def _validate(model: nn.Module, bench: Workbench) -> Score:
-    return evaluate(model, bench.task.validation, bench.task.metric, device=bench.device)

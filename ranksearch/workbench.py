@@ -13,6 +13,7 @@ from torch import nn
 from ranksearch import latency, memory
 from ranksearch.calibrate import fisher_loss, gather_metrics
 from ranksearch.compress import compress
+from ranksearch.evaluate import evaluate
 from ranksearch.factorize.cache import FactorCache
 from ranksearch.factorize.metric import Metric
 from ranksearch.finetune import Batch, fixed_batches
@@ -20,7 +21,7 @@ from ranksearch.inputs import Inputs, to_device
 from ranksearch.latency import DeviceLock, lock_name
 from ranksearch.layers import FoundLayer, find_layers, total_macs
 from ranksearch.outbox import Outbox
-from ranksearch.records import Cost, FinetuneConfig, MeasureConfig, Plan
+from ranksearch.records import Cost, FinetuneConfig, MeasureConfig, Plan, Score
 from ranksearch.tasks import Task
 from ranksearch.threads import threads
 
@@ -62,6 +63,19 @@ class Workbench:
     def dense_cost(self) -> Cost:
         parameters = sum(p.numel() for p in self.dense.parameters())
         return Cost(parameters=parameters, macs=total_macs(self.dense, self.example))
+
+    @cached_property
+    def dense_score(self) -> Score:
+        return self.validated(self.dense)
+
+    def validated(self, model: nn.Module) -> Score:
+        """Raises NonFiniteError."""
+        return evaluate(model, self.task.validation, self.task.metric, device=self.device)
+
+    def lost(self, score: Score) -> float:
+        """As a share of what the dense model scores on the validation split."""
+        dense = self.dense_score.value
+        return (dense - score.value) / (abs(dense) or 1.0)
 
     @cached_property
     def factors(self) -> FactorCache:
@@ -107,7 +121,8 @@ class Workbench:
             yield to_device(inputs, self.device, layout=config.layout)
 
     def batches(self, config: FinetuneConfig, seed: int) -> list[Batch] | Iterator[Batch]:
-        """The fixed training batches; kept while they are small."""
+        """The fixed training batches, as many as the longest training takes; kept while they are small."""
+        config = config.longest
 
         def make() -> Iterator[Batch]:
             teacher = self.dense if self.task.distillation and config.distillation > 0 else None

@@ -94,6 +94,7 @@ def test_a_malformed_choice_is_refused(text):
     "values",
     [
         {"steps": -1},
+        {"allocation": "adaptive"},
         {"batch_size": 0},
         {"learning_rate": 0},
         {"momentum": 1},
@@ -147,6 +148,35 @@ def test_what_acts_on_factors_is_refused_where_none_are_trained(field):
 )
 def test_steps_and_epochs_bound_together(bounds, steps):
     assert FinetuneConfig(**bounds).num_steps(1000) == steps
+
+
+LENGTHS = {"steps": 10, "epochs": 0.5, "seconds": 3.0, "reconstruction_steps": 2}
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9).map(sorted))
+def test_what_loses_more_is_trained_longer_and_never_longer_than_the_longest(losses):
+    config = FinetuneConfig(**LENGTHS, allocation="by_loss")
+    allocated = [config.allocated(lost) for lost in losses]
+    for length in ("steps", "epochs", "seconds"):
+        found = [getattr(each, length) for each in allocated]
+        assert found == sorted(found)
+        assert all(value % getattr(config, length) == 0 for value in found)
+        assert found[-1] <= getattr(config.longest, length) == getattr(config.allocated(1.0), length)
+    assert {each.allocation for each in allocated} == {"fixed"}
+
+
+def test_what_loses_nothing_is_not_trained_where_loss_decides():
+    config = FinetuneConfig(**LENGTHS, allocation="by_loss").allocated(0.0)
+    assert config.num_steps(1000) == 0
+    assert config.reconstruction_steps == 0
+
+
+def test_a_fixed_training_is_as_long_for_every_loss_and_named_as_before_there_was_a_choice():
+    config = FinetuneConfig(**LENGTHS)
+    assert config.allocated(0.0) is config.allocated(0.9) is config.longest is config
+    assert "allocation" not in config.to_json()
+    assert key_of(config) != key_of(FinetuneConfig(**LENGTHS, allocation="by_loss"))
+    assert through_json(FinetuneConfig(allocation="by_loss")) == FinetuneConfig(allocation="by_loss")
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name():

@@ -95,6 +95,23 @@ def test_options_keep_the_rules(found, multiple, low, high, per_method):
     assert len({option.cost for option in layers["2"].options}) == len(layers["2"].options)
 
 
+@pytest.mark.parametrize("aspect", [0.25, 0.5, 2.0, 4.0])
+def test_aspects_add_ranks_off_the_diagonal_to_methods_of_several(found, aspect):
+    of_method = {"methods": ["channel_svd", "tucker2"], "dense": [], "objectives": ["latency", "accuracy"]}
+    ranks = {"multiple": 4, "kept": [0.001, 1], "per_method": 99}
+    plain = records(found, **of_method, ranks=ranks)
+    one, both = (records(found, **of_method, ranks=ranks | {"aspects": a}) for a in ([aspect], [1, aspect]))
+    shape = next(f.shape for f in found if f.name == "2")
+    largest = METHODS["tucker2"].max_ranks(shape)
+    assert choices(one["2"], "channel_svd") == choices(plain["2"], "channel_svd")
+    assert choices(one["2"], "tucker2")
+    for first, second in choices(one["2"], "tucker2"):  # as near to the aspect as steps of 4 allow
+        shares = first / largest[0], second / largest[1]
+        assert abs(shares[0] - aspect * shares[1]) <= (4 / largest[0] + aspect * 4 / largest[1]) * 1.01
+    assert set(choices(both["2"], "tucker2")) <= {*choices(plain["2"], "tucker2"), *choices(one["2"], "tucker2")}
+    assert len(choices(both["2"], "tucker2")) > len(choices(plain["2"], "tucker2"))
+
+
 def test_a_pattern_rule_changes_only_its_layers(found):
     plain, ruled = records(found), records(found, layers=[{"match": "4", "ranks": {"values": [5, 9]}}])
     assert [o.choice.ranks for o in ruled["4"].options[:-1]] == [(5,), (9,)]

@@ -114,6 +114,26 @@ def test_the_better_of_re_estimated_and_fine_tuned_is_kept(bench, task):
     assert evaluate(model, task.validation, task.metric, device=CPU) == ruined.score
 
 
+def test_training_is_as_long_as_what_one_shot_loses_asks_for(bench):
+    wide = Plan(
+        {
+            "conv1": LayerChoice(
+                method="spatial_svd", ranks=METHODS["spatial_svd"].max_ranks(LayerShape.of(bench.dense.conv1))
+            )
+        }
+    )
+    untouched = run(spec(wide, allocation="by_loss"), bench)
+    assert "finetune" not in untouched.seconds
+    assert untouched.score == untouched.oneshot
+    harsh = spec(NARROW, allocation="by_loss", learning_rate=0.002)
+    fixed = harsh.finetune.allocated(bench.lost(run(harsh, bench).oneshot))
+    assert fixed.steps > FINETUNE.steps
+    by_loss, by_hand = (train(bench.compress(NARROW), dataclasses.replace(harsh, finetune=f), bench).model
+                        for f in (harsh.finetune, fixed))  # fmt: skip
+    for name, value in by_loss.state_dict().items():
+        assert torch.equal(value, by_hand.state_dict()[name]), name
+
+
 def test_weights_left_in_the_outbox_give_the_stored_accuracy(bench, task):
     result = run(spec(), bench)
     model = bench.compress(PLAN)

@@ -1,12 +1,15 @@
 """How a trial trains and how its latency is measured."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ranksearch.records.record import Record, one_of, require
 
 __all__ = ["FinetuneConfig", "MeasureConfig", "Recipe"]
+
+# Share of the accuracy that one shot loses, from … on → how many times as long a training `by_loss` is.
+EFFORTS = ((0.0, 0), (0.01, 1), (0.04, 2), (0.12, 4))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +21,7 @@ class FinetuneConfig(Record):
     """
 
     steps: int = 20
+    allocation: str = "fixed"  # fixed | by_loss: 0, 1, 2 or 4 times as long, as one shot loses more (EFFORTS)
     epochs: float = 0.0  # passes over the training data
     seconds: float = 0.0
     batch_size: int = 64
@@ -48,6 +52,7 @@ class FinetuneConfig(Record):
     def __post_init__(self) -> None:
         require(self.threads >= 0, "threads", self.threads, "0 (choose) or more")
         require(self.steps >= 0, "steps", self.steps, "0 or more")
+        one_of("allocation", self.allocation, ("fixed", "by_loss"))
         require(0 <= self.epochs < math.inf, "epochs", self.epochs, "0 (no bound) or more")
         require(0 <= self.seconds < math.inf, "seconds", self.seconds, "0 (no bound) or more")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
@@ -85,6 +90,32 @@ class FinetuneConfig(Record):
         require(self.calibration_examples >= 1, "calibration_examples", self.calibration_examples, "1 or more")
         one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         one_of("layout", self.layout, ("auto", "contiguous", "channels_last"))
+
+    def allocated(self, lost: float) -> "FinetuneConfig":
+        """As long as a plan is trained of whose accuracy one shot loses the share `lost`."""
+        if self.allocation == "fixed":
+            return self
+        return self._times(max(times for least, times in EFFORTS if lost >= least or not least))
+
+    @property
+    def longest(self) -> "FinetuneConfig":
+        """As long as any plan is trained."""
+        return self if self.allocation == "fixed" else self._times(EFFORTS[-1][1])
+
+    def _times(self, times: int) -> "FinetuneConfig":
+        return replace(
+            self,
+            allocation="fixed",
+            steps=times * self.steps,
+            epochs=times * self.epochs,
+            seconds=times * self.seconds,
+            reconstruction_steps=self.reconstruction_steps if times else 0,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what a study of before `allocation` lacks, so that its name by hash is still its name."""
+        found = Record.to_json(self)
+        return {key: value for key, value in found.items() if (key, value) != ("allocation", "fixed")}
 
     def num_steps(self, num_examples: int) -> int | None:
         """As many as `steps` and `epochs` of so many examples allow; None where only `seconds` end the training."""

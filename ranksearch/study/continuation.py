@@ -49,7 +49,7 @@ def longer(parent: TrialRecord, given: FinetuneConfig | dict[str, object]) -> Fi
     # What begins anew from the dense weights would lose what the parent has learnt.
     beginnings: dict[str, object] = {"init": "decompose", "reconstruction_steps": 0, "sparsity_until": 0.0}
     try:
-        return replace(parent.spec.finetune, **(lengths | beginnings | given))
+        return replace(parent.spec.finetune, **({"allocation": "fixed"} | lengths | beginnings | given))
     except ValueError as error:
         raise ConfigError(f"with the recipe of trial {parent.number} {error}; change the flags") from error
 
