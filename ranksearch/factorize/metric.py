@@ -8,6 +8,10 @@ then L⁻¹ goes into the factor that reads the input and K⁻ᵀ into the one t
 Frobenius norm so is optimal in this one, and a quasi-optimum stays one. Where the first factor reads a part of the
 kernel's taps (spatial_svd: one column, tucker2: one position) the others count as uncorrelated with it.
 
+What goes back into the factors leaves them of very different sizes, and a gradient step moves the small one much and the
+large one little. So the channels between two factors are scaled, in at the one what goes out at the other, until both
+have the same norm: the layer is the same one, and trains as one of a plain decomposition does.
+
 Either side may be absent; scale means nothing. A moment of fewer samples than it has rows, or of dead channels, is
 singular: both sides get λ times their mean diagonal, and ten times that until Cholesky succeeds.
 
@@ -36,6 +40,7 @@ __all__ = ["Conditioning", "Metric", "Window", "window_of"]
 # (torch.linalg is not annotated)
 
 _PARTS = ("first", "core", "last")  # of the factors, what the small layer holds
+BALANCING_ROUNDS = 4
 
 Window: TypeAlias = tuple[int, ...]  # how many positions the first factor reads at once, per spatial dimension
 
@@ -90,8 +95,37 @@ class Metric:
         factors = dict(method.decompose(_whitened(weight.double(), shape, L_GQQ, K_GOO), shape, ranks))
         factors["first"] = _read_through(factors["first"], L_GQQ)
         factors["last"] = _written_through(factors["last"], K_GOO)
+        _balance(factors, shape.groups)
         precision = working_precision(weight[:0]).dtype
         return {name: part.to(precision) if name in _PARTS else part for name, part in factors.items()}
+
+
+def _balance(factors: Factors, groups: int) -> None:
+    """In place. The last factor is (G·O, R, …), so that its channels are those of a view (G, O, R, …)."""
+    first_GSx, last_GORx = factors["first"], per_group(factors["last"], groups)
+    core_GRSx = factors.get("core")
+    if core_GRSx is None:
+        _even_out(first_GSx, 1, last_GORx, 2)
+        return
+    for _ in range(BALANCING_ROUNDS):  # the core has channels on both sides
+        _even_out(first_GSx, 1, core_GRSx, 2)
+        _even_out(core_GRSx, 1, last_GORx, 2)
+
+
+def _even_out(before: Tensor, channel: int, behind: Tensor, same_channel: int) -> None:
+    """(G, …) both; a channel in which either is 0 stays as it is."""
+    norms_GC, others_GC = _norms(before, channel), _norms(behind, same_channel)
+    scale_GC = torch.where((norms_GC > 0) & (others_GC > 0), others_GC / norms_GC, 1.0).sqrt()
+    before *= _along(scale_GC, before, channel)
+    behind /= _along(scale_GC, behind, same_channel)
+
+
+def _norms(part: Tensor, channel: int) -> Tensor:
+    return part.transpose(1, channel).flatten(2).norm(dim=2)
+
+
+def _along(scale_GC: Tensor, part: Tensor, channel: int) -> Tensor:
+    return scale_GC.reshape([n if i in (0, channel) else 1 for i, n in enumerate(part.shape)])
 
 
 def _root(moment_GQQ: Tensor, damping: float) -> tuple[Tensor, float]:

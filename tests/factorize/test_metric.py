@@ -320,3 +320,22 @@ def test_the_small_layer_errs_less_where_inputs_are():
         weight = in_metric(metric, method, layer, (3,))[1]
         errors.append((x @ (weight - layer.weight.detach()).T).norm().item())
     assert errors[1] < 0.7 * errors[0]
+
+
+@SMALL_PAIRS
+@SIDES
+def test_factors_are_of_one_size_channel_by_channel_and_so_train_alike(method, layer, sides):
+    method, layer = METHODS[method], make_layer(layer, torch.float64)
+    shape = LayerShape.of(layer)
+    metric = metric_for(method, shape, sides, scale=1e3)  # gradients are small: the factor that writes would be large
+    factors = metric.decompose(method, shape.canonical(layer.weight.detach()), shape, method.max_ranks(shape))
+    last = factors["last"].reshape(shape.groups, -1, *factors["last"].shape[1:])  # (G, O, R, …)
+    seams = [(factors["first"], 1, factors["core"], 2), (factors["core"], 1, last, 2)] if "core" in factors else [
+        (factors["first"], 1, last, 2)
+    ]  # fmt: skip
+    for before, channel, behind, same in seams:
+        leaving, entering = (
+            np.linalg.norm(np.moveaxis(part.numpy(), dim, 1).reshape(shape.groups, part.shape[dim], -1), axis=2)
+            for part, dim in ((before, channel), (behind, same))
+        )
+        np.testing.assert_allclose(leaving, entering, rtol=0.05 if "core" in factors else 1e-9)
