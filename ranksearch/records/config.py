@@ -9,7 +9,7 @@ from ranksearch.records.record import Record, one_of, require
 __all__ = ["FinetuneConfig", "MeasureConfig", "Recipe"]
 
 # Share of the accuracy that one shot loses, from … on → how many times as long a training `by_loss` is.
-EFFORTS = ((0.0, 0), (0.01, 1), (0.04, 2), (0.12, 4))
+EFFORTS = ((0.0, 0), (0.02, 1), (0.06, 2), (0.25, 4))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
