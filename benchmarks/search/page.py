@@ -48,12 +48,12 @@ batches; a plan that two searchers propose is evaluated once and its seconds are
 - **random, nsga2, tpe, gp**: Optuna's samplers over method and ranks of every layer, the ends dense. Each begins by
   knowing the dense model. With **our options**, they search what the profile leaves and pay for it.
 
-The tables have the hypervolume of (latency ratio, validation accuracy) beyond ratio 1.0 and half of the dense accuracy:
-after so many trials, and at the seconds when ours has made as many, profile and proposals counted. Then the seconds of a
-trial with its proposal, and the latency ratio of the fastest within 1, 2 and 5 points of the dense accuracy after 15
-trials and after all (1.00: none but the dense model). Of several seeds it is the median, with the least and the greatest
-in brackets; they share the latencies of equal plans. At last the trials of our front and of that of the best peer are
-trained once more and scored on the test split.
+The tables have the hypervolume of (latency ratio, validation accuracy) beyond ratio 1.0 and half of the dense
+accuracy: after so many trials, and at the seconds when ours has made as many, profile and proposals counted. Then the
+seconds of a trial with its proposal, and the latency ratio of the fastest within 1, 2 and 5 points of the dense accuracy
+after 15 trials and after all (1.00: none but the dense model). Of several seeds it is the median, with the least and the
+greatest in brackets; they share the latencies of equal plans. At last the trials of our front and of that of the best
+peer are trained once more and scored on the test split.
 """
 
 
@@ -127,7 +127,7 @@ def _row(found: Found, searcher: str) -> list[str]:
 
 
 def _as_far(runs: Sequence[Run], num: int, found: Found) -> list[Run]:
-    """What goes beyond the budget is shown of those seeds that have it. A rule that has ended before stays where it is."""
+    """Beyond the budget those that went on. A rule that has ended stays where it is."""
     return [run for run in runs if num <= max(found.budget, len(run.ratios))]
 
 

@@ -28,12 +28,12 @@ def draw(found: Found, file: Path) -> None:
         _lines(right, found, _seconds(found), by_seconds=True)
         left.set(xlabel="trials", ylabel="hypervolume", xlim=(0, found.budget))
         right.set(xlabel="seconds, with the profile and the proposals", xlim=(0, None))
-        right.axvline(found.profile_seconds, color=OUR_COLOUR, linewidth=0.6, linestyle="--")
+        right.axvline(found.profile_seconds, color=OUR_COLOUR, linewidth=0.6, linestyle="--", label="our profile ends")
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="#e6e6e6", linewidth=0.6)
         left.set_ylim(bottom=_floor(found))
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
         figure.savefig(file, metadata={"Date": None})
         plt.close(figure)
 
