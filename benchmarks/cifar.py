@@ -109,15 +109,8 @@ def trained_task(data: Path, net: str = "resnet9", epochs: int = RECIPE["epochs"
     """The task on this data with the trained net, trained now where the cache has none for this data and recipe."""
     task = build_task(model=f"{Path(__file__)}:{net}", data=f"npz:{data}")
     model, stat = copy.deepcopy(task.model), data.stat()
-    key = key_of(
-        {
-            **RECIPE,
-            "epochs": epochs,
-            "form": str(model),
-            "data": f"{stat.st_size} {stat.st_mtime_ns}",
-            "torch": torch.__version__,
-        }
-    )
+    what = {"form": str(model), "data": f"{stat.st_size} {stat.st_mtime_ns}", "torch": torch.__version__}
+    key = key_of({**RECIPE, "epochs": epochs, **what})
     file = user_cache_path("ranksearch") / "benchmarks" / f"{net}-{key}.safetensors"
     if file.exists():
         model.load_state_dict(load_file(file))

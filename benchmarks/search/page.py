@@ -50,10 +50,10 @@ batches; a plan that two searchers propose is evaluated once and its seconds are
 
 The tables have the hypervolume of (latency ratio, validation accuracy) beyond ratio 1.0 and half of the dense
 accuracy: after so many trials, and at the seconds when ours has made as many, profile and proposals counted. Then the
-seconds of a trial with its proposal, and the latency ratio of the fastest within 1, 2 and 5 points of the dense accuracy
-after 15 trials and after all (1.00: none but the dense model). Of several seeds it is the median, with the least and the
-greatest in brackets; they share the latencies of equal plans. At last the trials of our front and of that of the best
-peer are trained once more and scored on the test split.
+seconds of a trial with its proposal, and the latency ratio of the fastest within 1, 2 and 5 points of the dense
+accuracy after 15 trials and after all (1.00: none but the dense model). Of several seeds it is the median, with the
+least and the greatest in brackets; they share the latencies of equal plans. At last the trials of our front and of that
+of the best peer are trained once more and scored on the test split.
 """
 
 
