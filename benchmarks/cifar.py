@@ -105,24 +105,23 @@ def resnet26() -> nn.Sequential:
     return nn.Sequential(block(3, 16), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def trained_task(data: Path, net: str = "resnet9") -> Task:
+def trained_task(data: Path, net: str = "resnet9", epochs: int = RECIPE["epochs"]) -> Task:
     """The task on this data with the trained net, trained now where the cache has none for this data and recipe."""
     task = build_task(model=f"{Path(__file__)}:{net}", data=f"npz:{data}")
     model, stat = copy.deepcopy(task.model), data.stat()
-    key = key_of(
-        {**RECIPE, "form": str(model), "data": f"{stat.st_size} {stat.st_mtime_ns}", "torch": torch.__version__}
-    )
+    what = {"form": str(model), "data": f"{stat.st_size} {stat.st_mtime_ns}", "torch": torch.__version__}
+    key = key_of({**RECIPE, "epochs": epochs, **what})
     file = user_cache_path("ranksearch") / "benchmarks" / f"{net}-{key}.safetensors"
     if file.exists():
         model.load_state_dict(load_file(file))
     else:
-        train(model, task)
+        train(model, task, epochs)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file)
     return replace(task, model=model.eval())
 
 
-def train(model: nn.Module, task: Task) -> None:
+def train(model: nn.Module, task: Task, epochs: int) -> None:
     """SGD with a one-cycle learning rate, bfloat16 where the CPU has it; in place."""
     assert task.augment is not None
     torch.manual_seed(RECIPE["seed"])
@@ -133,10 +132,10 @@ def train(model: nn.Module, task: Task) -> None:
         model.parameters(), momentum=RECIPE["momentum"], weight_decay=RECIPE["weight_decay"], nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RECIPE["learning_rate"], total_steps=RECIPE["epochs"] * (total // size), pct_start=0.25
+        optimizer, RECIPE["learning_rate"], total_steps=epochs * (total // size), pct_start=0.25
     )
     model.to(memory_format=torch.channels_last).train()
-    for epoch in range(RECIPE["epochs"]):
+    for epoch in range(epochs):
         for indices in torch.randperm(total, generator=generator).split(size)[: total // size]:
             images, labels = task.train.batch(indices)
             images = task.augment(images, generator).to(memory_format=torch.channels_last)
@@ -146,5 +145,5 @@ def train(model: nn.Module, task: Task) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"epoch {epoch + 1} of {RECIPE['epochs']}: loss {loss.item():.3f}", file=sys.stderr)
+        print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}", file=sys.stderr)
     model.to(memory_format=torch.contiguous_format)

@@ -1,111 +1,151 @@
-"""Where searches meet: one net, one trial recipe, and no plan evaluated twice, whoever proposes it.
+"""Where searches meet: one net, the recipes of the default space, and no plan evaluated twice, whoever proposes it.
 
-Evaluations are kept in a file by what decides them (`TrialSpec`), so that a killed benchmark goes on where it was.
+Evaluations are kept by what decides them (`TrialSpec`). A plan's latency depends neither on the seed nor on how it is
+trained, so that it is measured once; its seconds are counted for every trial that needs it, as are those of a trial
+that was evaluated before.
 """
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
 import torch
 
+from benchmarks.search.kept import Kept
+from ranksearch import latency
 from ranksearch.evaluate import evaluate
+from ranksearch.latency.fresh import measure_fresh
 from ranksearch.profile import describe
-from ranksearch.profiling import profile_options
+from ranksearch.recipes import recipes_of
 from ranksearch.records import (
-    FinetuneConfig,
     LayerRecord,
     MeasureConfig,
+    Measurement,
     Plan,
     Profile,
     Recipe,
     TrialRecord,
     TrialResult,
     TrialSpec,
-    TrialState,
     key_of,
 )
-from ranksearch.space import layer_records, load_space
+from ranksearch.space import SearchSpace, layer_records, load_space
+from ranksearch.study.creation import profiled
+from ranksearch.study.remeasure import net_of
 from ranksearch.tasks import Task
-from ranksearch.trial import run
+from ranksearch.trial import run, start, train
 from ranksearch.workbench import Workbench
 
 __all__ = ["Arena"]
 
-RECIPE = "default"
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+MEASURE = MeasureConfig(iterations_per_block=4, max_seconds=0.5)  # a third of what `run` takes, and as much noisier
+FRESH = {"half_width": 0.005, "max_seconds": 5.0}  # of measurements in fresh processes
 
 
 @dataclass
 class Arena:
-    """`options`: of the default space, by layer. `seconds`: of every evaluation, whoever asked for it first."""
+    """`layers`: with all options of the default space. `recipes`: with nothing left open."""
 
     bench: Workbench
-    options: tuple[LayerRecord, ...]
-    spec: TrialSpec
-    file: Path
+    layers: tuple[LayerRecord, ...]
+    recipes: tuple[Recipe, ...]
+    measure: MeasureConfig
+    study: str
+    folder: Path
 
     @classmethod
-    def of(cls, name: str, task: Task, seed: int, folder: Path, cores: int) -> "Arena":
-        bench = Workbench(task, torch.device("cpu"))
-        finetune = FinetuneConfig(ema=0.9, factors="fisher")
-        description = describe(bench, [Recipe(name=RECIPE, finetune=finetune)], MeasureConfig(), cores)
-        spec = TrialSpec(
-            study=key_of({"net": name, **task.fingerprint()}),
-            plan=Plan(),
-            seed=seed,
-            finetune=description.recipes[0].finetune,
-            measure=description.measure,
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(bench, layer_records(load_space("default"), bench.layers), spec, folder / f"{key_of(spec)}.jsonl")
+    def of(cls, task: Task, folder: Path, cores: int) -> "Arena":
+        """What was found for the same net, data, device and recipes before is taken from `folder`."""
+        bench, space = Workbench(task, CPU), load_space("default")
+        recipes, measure = recipes_of(space.recipes, {}), latency.resolve(MEASURE, CPU)
+        what = {**task.fingerprint(), **latency.identity(measure, CPU), "validation": str(len(task.validation))}
+        study = key_of({**what, "cores": cores, "measure": measure, "recipes": recipes})
+        kept = Kept(folder / study / "recipes.jsonl")
+        if kept.get("recipes") is None:
+            found = describe(bench, recipes, measure, cores).recipes
+            kept.put("recipes", [recipe.to_json() for recipe in found])
+        recipes = tuple(Recipe.from_json(recipe) for recipe in kept.get("recipes"))
+        return cls(bench, layer_records(space, bench.layers), recipes, measure, study, folder / study)
 
     def __post_init__(self) -> None:
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        self._known = {(found := TrialResult.from_json(json.loads(line))).key: found for line in lines}
+        self._trials = Kept(self.folder / "trials.jsonl")  # spec -> result
+        self._latencies = Kept(self.folder / "latencies.jsonl")  # plan -> measurement and the seconds it took
+        self._tests = Kept(self.folder / "tests.jsonl")  # spec -> accuracy
+        self._fresh = Kept(self.folder / "fresh.jsonl")  # plan -> latency ratio
+        self._profiles = Kept(self.folder / "profiles.jsonl")  # layers -> profile and the seconds it took
+        self.num_kept = len(self._trials)
+
+    def space(self, layers: Sequence[LayerRecord]) -> SearchSpace:
+        return SearchSpace(tuple(layers), tuple(recipe.name for recipe in self.recipes))
 
     def profile(self, seconds: float) -> tuple[Profile, float]:
-        """And how long it took."""
-        start = perf_counter()
-        torch.set_num_threads(self.spec.finetune.threads)
-        budget = {"latencies": seconds, "losses": seconds}
-        metrics = self.bench.metrics(self.spec.finetune)
-        found = profile_options(self.bench, self.options, self.spec.measure, seconds=budget, metrics=metrics)
-        return found, perf_counter() - start
+        """Of all options, as a new study makes it, and how long that took. `seconds`: for latencies and for losses."""
+        name = f"{seconds:g}"
+        if self._profiles.get(name) is None:
+            start = perf_counter()
+            found = profiled(self.bench, self.layers, self.measure, self.recipes[0].finetune, seconds)
+            self._profiles.put(name, [found.to_json(), perf_counter() - start])
+        profile, took = self._profiles.get(name)
+        return Profile.from_json(profile), took
 
-    def evaluate(self, plan: Plan, number: int, origin: str) -> TrialRecord:
-        spec = replace(self.spec, plan=plan)
-        result = self._known.get(key_of(spec))
-        if result is None:
-            result = run(spec, self.bench)
-            self._known[result.key] = result = replace(
-                result, measurement=result.measurement and replace(result.measurement, samples=None)
-            )
-            with self.file.open("a") as file:
-                file.write(json.dumps(result.to_json()) + "\n")
+    def evaluate(self, plan: Plan, recipe: str, seed: int, *, number: int, origin: str) -> TrialRecord:
+        spec = self._spec(plan, recipe, seed)
+        kept = self._trials.get(key_of(spec))
+        result = self._run(spec) if kept is None else TrialResult.from_json(kept)
         return TrialRecord(
-            number=number, origin=origin, spec=spec, recipe=RECIPE, state=result.state, started="", result=result
+            number=number,
+            origin=origin,
+            spec=spec,
+            recipe=recipe,
+            state=result.state,
+            started=datetime.now(UTC).isoformat(),
+            result=result,
         )
 
-    def test_accuracy(self, plan: Plan) -> float:
+    def _spec(self, plan: Plan, recipe: str, seed: int) -> TrialSpec:
+        finetune = next(found.finetune for found in self.recipes if found.name == recipe)
+        return TrialSpec(study=self.study, plan=plan, seed=seed, finetune=finetune, measure=self.measure)
+
+    def _run(self, spec: TrialSpec) -> TrialResult:
+        kept = self._latencies.get(key_of(spec.plan))
+        if kept is None:
+            result = run(spec, self.bench)
+            if result.measurement is not None:
+                result = replace(result, measurement=replace(result.measurement, samples=None))
+                kept = [result.measurement.to_json(), result.seconds["measure"]]  # type: ignore[union-attr]
+                self._latencies.put(key_of(spec.plan), kept)
+        else:
+            measurement, seconds = kept
+            result = run(spec, self.bench, Measurement.from_json(measurement))
+            result = replace(result, seconds={**result.seconds, "measure": seconds})
+        if result.reason:
+            log.warning("%s: %s", result.state, result.reason)
+        self._trials.put(result.key, result.to_json())
+        return result
+
+    def test_accuracy(self, spec: TrialSpec) -> float:
         """The trial's training once more, and its model on the test split."""
-        from ranksearch.trial import start, train
+        name = key_of(spec)
+        if self._tests.get(name) is None:
+            task = self.bench.task
+            assert task.test is not None
+            model = train(start(spec, self.bench), spec, self.bench).model
+            self._tests.put(name, evaluate(model, task.test, task.metric, device=CPU).value)
+        return self._tests.get(name)
 
-        assert self.bench.task.test is not None
-        spec = replace(self.spec, plan=plan)
-        model = train(start(spec, self.bench), spec, self.bench).model
-        return evaluate(model, self.bench.task.test, self.bench.task.metric, device=self.bench.device).value
-
-
-def points(trials: Sequence[TrialRecord]) -> list[tuple[float, float]]:
-    """(latency ratio, accuracy) of those that are complete."""
-    return [
-        (trial.result.value_of("latency"), trial.result.value_of("accuracy"))
-        for trial in trials
-        if trial.state is TrialState.COMPLETE and trial.result is not None
-    ]
-
-
-def seconds_of(trial: TrialRecord) -> float:
-    return sum(trial.result.seconds.values()) if trial.result else 0.0
+    def fresh_latency(self, spec: TrialSpec) -> float:
+        """Its ratio, measured in a process of its own and for longer than in the search."""
+        name = key_of(spec.plan)
+        if self._fresh.get(name) is None:
+            bench, config = self.bench, replace(self.measure, **FRESH)
+            found = measure_fresh(
+                bench.dense, net_of(spec, bench), bench.example, config, device=CPU, seed=spec.seed, lock=bench.lock
+            )
+            self._fresh.put(name, found.ratio)
+        return self._fresh.get(name)

@@ -1,0 +1,139 @@
+"""All searchers on one net, and the best fronts on the test split."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from benchmarks.machine import conditions
+from benchmarks.search.arena import CPU, Arena
+from benchmarks.search.figures import curve
+from benchmarks.search.nets import Net
+from benchmarks.search.race import Run, point, race
+from benchmarks.search.report import Found, Front
+from benchmarks.search.searchers import ALL_RULES, OURS, RULES, Searcher, ours, peers, pruned, rules
+from benchmarks.subset import subset
+from ranksearch.evaluate import evaluate
+from ranksearch.records import Plan, TrialRecord
+from ranksearch.tasks import Task
+
+__all__ = ["Counts", "tournament"]
+
+log = logging.getLogger("benchmarks.search")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Images that trials and fronts are scored on, seconds for latencies and for losses each, cores to train on."""
+
+    validation: int
+    test: int
+    profile_seconds: float
+    cores: int
+
+
+Raced = tuple[Run, list[TrialRecord]]
+
+
+def tournament(net: Net, data: Path, folder: Path, counts: Counts) -> Found:
+    date, where = datetime.now(UTC), conditions()
+    log.info("%s", net.title)
+    task = net.task(data)
+    start = perf_counter()  # without the training, which is kept for good
+    task = subset(task, train=len(task.train), validation=counts.validation, test=counts.test)
+    arena = Arena.of(task, folder, counts.cores)
+    profile, pays = arena.profile(counts.profile_seconds)
+    log.info("%d trials are known, the profile took %.0f s", arena.num_kept, pays)
+    default = arena.recipes[0].name
+    _, dense = point(arena.evaluate(Plan(), default, 0, number=0, origin="dense"))
+    raced = []
+    for seed in range(net.seeds):
+        first = ours(arena, profile, pays, net.budget, net.budget if seed else net.long_budget)
+        rest = [*rules(arena), *peers(arena, net.samplers, net.budget)]
+        rest += pruned(arena, profile, pays, net.pruned, net.budget)
+        raced += [_raced(searcher, arena, seed, dense) for searcher in (first, *rest) if _has_trials(searcher)]
+    fronts = list(_fronts(arena, [(run.first(net.budget), trials[: net.budget]) for run, trials in raced], dense, net))
+    searched = [layer for layer in arena.layers if layer.options]
+    return Found(
+        title=net.title,
+        date=date.isoformat(),
+        minutes=(perf_counter() - start) / 60,
+        num_kept=arena.num_kept,
+        conditions=where,
+        num_validation=len(task.validation),
+        num_test=counts.test,
+        parameters=arena.bench.dense_cost.parameters,
+        macs=arena.bench.dense_cost.macs,
+        num_layers=len(searched),
+        num_options=sum(len(layer.options) for layer in searched),
+        num_our_options=sum(len(layer.options) for layer in first.layers),
+        recipes=arena.recipes,
+        measure=arena.measure,
+        dense={"validation": dense, "test": _test_accuracy_of_dense(arena)},
+        profile_seconds=pays,
+        budget=net.budget,
+        long_budget=net.long_budget,
+        runs=tuple(run for run, _ in raced),
+        fronts=tuple(fronts),
+        is_unseen=net.is_unseen,
+    )
+
+
+def _has_trials(searcher: Searcher) -> bool:
+    return searcher.sampler is not None or any(seed.plan for seed in searcher.seeds)
+
+
+def _raced(searcher: Searcher, arena: Arena, seed: int, dense: float) -> Raced:
+    run, trials = race(searcher, arena, seed)
+    last = run.seconds[-1]
+    log.info("seed %d, %s: %.4f after %d trials, %.0f s", seed, run.searcher, curve(run, dense)[-1], len(trials), last)
+    return run, trials
+
+
+def _test_accuracy_of_dense(arena: Arena) -> float:
+    task: Task = arena.bench.task
+    assert task.test is not None
+    return evaluate(arena.bench.dense, task.test, task.metric, device=CPU).value
+
+
+# --- fronts ----------------------------------------------------------------------------------------------------------
+
+
+def _fronts(arena: Arena, raced: Sequence[Raced], dense: float, net: Net):
+    """Of ours and of the best peer, for each seed; where nobody has tuned, also of all rules."""
+    for run, trials in raced:
+        if run.searcher in (OURS, _best_peer([run for run, _ in raced], dense)):
+            yield _front(arena, run.searcher, run.seed, trials, net)
+    if net.is_unseen:
+        of_rules = [trial for run, trials in raced if run.searcher in RULES and run.seed == 0 for trial in trials]
+        yield _front(arena, ALL_RULES, 0, of_rules, net)
+
+
+def _best_peer(runs: Sequence[Run], dense: float) -> str:
+    names = {run.searcher for run in runs} - {OURS}
+    return max(sorted(names), key=lambda name: median(curve(r, dense)[-1] for r in runs if r.searcher == name))
+
+
+def _front(arena: Arena, searcher: str, seed: int, trials: Sequence[TrialRecord], net: Net) -> Front:
+    chosen = _undominated(trials)
+    log.info("seed %d, the %d trials of the front of %s on the test split", seed, len(chosen), searcher)
+    return Front(
+        searcher=searcher,
+        seed=seed,
+        ratios=tuple(point(trial)[0] for trial in chosen),
+        accuracies=tuple(point(trial)[1] for trial in chosen),
+        test_accuracies=tuple(arena.test_accuracy(trial.spec) for trial in chosen),
+        fresh=tuple(arena.fresh_latency(trial.spec) for trial in chosen) if net.is_unseen else (),
+    )
+
+
+def _undominated(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The fastest first."""
+    found: list[TrialRecord] = []
+    for trial in sorted(trials, key=lambda trial: (point(trial)[0], -point(trial)[1])):
+        if point(trial)[1] > (point(found[-1])[1] if found else 0.0):
+            found.append(trial)
+    return found
