@@ -62,8 +62,9 @@ def quarter_resnet18(num_classes: int, in_channels: int) -> nn.Module:
 @dataclass(frozen=True, kw_only=True)
 class Net:
     """`task`: of the npz file of CIFAR-10, in whose folder torchvision's FashionMNIST lies or is fetched to.
-    budget: trials of every searcher; `long_budget`: of ours with the first seed. `samplers`: of Optuna, on all options;
-    `pruned`: on ours."""
+    budget: trials of every searcher; `long_budget`: of ours with the first seed. samplers: of Optuna, on all options; the
+    `paired` ones with every seed, the others, the rules but uniform, and `pruned`, on our options, with the first alone.
+    """
 
     title: str
     task: Callable[[Path], Task]
@@ -71,7 +72,8 @@ class Net:
     budget: int = 30
     long_budget: int = 30
     samplers: tuple[str, ...] = ("random", "nsga2", "tpe", "gp")
-    pruned: tuple[str, ...] = ("nsga2", "tpe", "gp")
+    paired: tuple[str, ...] = ("tpe",)
+    pruned: tuple[str, ...] = ("tpe",)
     is_unseen: bool = False
 
 

@@ -52,8 +52,11 @@ def tournament(net: Net, data: Path, folder: Path, counts: Counts) -> Found:
     raced = []
     for seed in range(net.seeds):
         first = ours(arena, profile, pays, net.budget, net.budget if seed else net.long_budget)
-        rest = [*rules(arena), *peers(arena, net.samplers, net.budget)]
-        rest += pruned(arena, profile, pays, net.pruned, net.budget)
+        if seed:
+            rest = [rules(arena)[0], *peers(arena, net.paired, net.budget)]
+        else:
+            rest = [*rules(arena), *peers(arena, net.samplers, net.budget)]
+            rest += pruned(arena, profile, pays, net.pruned, net.budget)
         raced += [_raced(searcher, arena, seed, dense) for searcher in (first, *rest) if _has_trials(searcher)]
     fronts = list(_fronts(arena, [(run.first(net.budget), trials[: net.budget]) for run, trials in raced], dense, net))
     searched = [layer for layer in arena.layers if layer.options]
