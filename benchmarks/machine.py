@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import torch
 
 from ranksearch import latency
 
+PACKAGES = ("torch", "ray", "optuna", "sqlalchemy", "ranksearch")
 RESULTS = Path(__file__).parent / "results"
 
 
-def conditions() -> dict[str, Any]:
-    environment = latency.environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def conditions(device: str | None = None) -> dict[str, Any]:
+    environment = latency.environment(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     return {
         "device": environment.device_model,
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("torch", "ray", "optuna", "sqlalchemy", "ranksearch")},
+        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
     }
 
 

@@ -13,12 +13,14 @@ must do nothing else. --smoke tries every part with tiny counts on the trained n
 
 import argparse
 import logging
+import math
 import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.search import page
+from benchmarks.search.jobs import Job, side_by_side
 from benchmarks.search.nets import NETS, SMOKE
 from benchmarks.search.report import save
 from benchmarks.search.tournament import Counts, tournament
@@ -33,6 +35,11 @@ def nets_of(text: str) -> list[str]:
     return names
 
 
+def job_of(text: str) -> Job:
+    searcher, _, seed = text.rpartition(":")
+    return searcher, int(seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="an npz file of CIFAR-10; Fashion-MNIST lies in its folder, or comes")
@@ -43,6 +50,10 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, default=Path(tempfile.gettempdir()) / "ranksearch-search")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--cores", type=int, default=2, help="that a searcher has (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="searchers side by side, each on --cores of its own")
+    parser.add_argument("--job-seconds", type=float, default=math.inf, help="after which jobs are ended")
+    parser.add_argument("--only", type=job_of, help=argparse.SUPPRESS)  # what a job is called with
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if given.page:
@@ -50,17 +61,31 @@ def main() -> None:
         return
     if given.data is None:
         parser.error("--data is missing")
+    pairs = list(zip(*[iter(sorted(os.sched_getaffinity(0)))] * given.cores, strict=False))
+    if not pairs or given.jobs > len(pairs):
+        parser.error(f"{given.jobs} jobs of {given.cores} cores are wanted; {len(os.sched_getaffinity(0))} are there")
+    os.sched_setaffinity(0, pairs[0])
     counts = Counts(
         validation=given.validation,
         test=given.test,
         profile_seconds=given.profile_seconds,
-        cores=len(os.sched_getaffinity(0)),
+        cores=given.cores,
     )
     if given.smoke:
         counts = replace(counts, validation=200, test=200, profile_seconds=2)
+    given_again = ["--data", str(given.data), "--validation", str(given.validation), "--test", str(given.test)]
+    given_again += ["--profile-seconds", str(given.profile_seconds), "--cores", str(given.cores)]
+    given_again += ["--smoke"] * given.smoke
     for name in given.nets:
         net = replace(NETS[name], **SMOKE) if given.smoke else NETS[name]
-        found = tournament(net, given.data, given.kept, counts)
+
+        def apart(jobs: list[Job], folder: Path, name: str = name) -> None:
+            command = ["benchmarks.search", *given_again, "--nets", name]
+            side_by_side(jobs, folder, command, pairs[: given.jobs], given.job_seconds)
+
+        found = tournament(net, given.data, given.kept, counts, apart if given.jobs > 1 else None, given.only)
+        if found is None:
+            return
         print(page.net_section(name, found))
         if not given.smoke:
             save(name, found, page.figures(found))

@@ -20,6 +20,9 @@ class Kept:
     def __len__(self) -> int:
         return len(self._found)
 
+    def items(self) -> list[tuple[str, Any]]:
+        return list(self._found.items())
+
     def get(self, name: str) -> Any:
         """None where there is none."""
         return self._found.get(name)

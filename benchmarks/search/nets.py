@@ -62,8 +62,9 @@ def quarter_resnet18(num_classes: int, in_channels: int) -> nn.Module:
 @dataclass(frozen=True, kw_only=True)
 class Net:
     """`task`: of the npz file of CIFAR-10, in whose folder torchvision's FashionMNIST lies or is fetched to.
-    budget: trials of every searcher; `long_budget`: of ours with the first seed. samplers: of Optuna, on all options; the
-    `paired` ones with every seed, the others, the rules but uniform, and `pruned`, on our options, with the first alone.
+    budget: trials of every searcher; `long_budget`: of ours with the first seed. samplers: of Optuna, on all options;
+    the `paired` ones with every seed, others, the rules but uniform, and the `pruned` ones, on our options, with the
+    first alone.
     """
 
     title: str

@@ -1,7 +1,7 @@
 """All searchers on one net, and the best fronts on the test split."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +11,14 @@ from time import perf_counter
 from benchmarks.machine import conditions
 from benchmarks.search.arena import CPU, Arena
 from benchmarks.search.figures import curve
+from benchmarks.search.jobs import Job
 from benchmarks.search.nets import Net
 from benchmarks.search.race import Run, point, race
 from benchmarks.search.report import Found, Front
 from benchmarks.search.searchers import ALL_RULES, OURS, RULES, Searcher, ours, peers, pruned, rules
 from benchmarks.subset import subset
 from ranksearch.evaluate import evaluate
-from ranksearch.records import Plan, TrialRecord
+from ranksearch.records import Plan, Profile, TrialRecord
 from ranksearch.tasks import Task
 
 __all__ = ["Counts", "tournament"]
@@ -36,10 +37,14 @@ class Counts:
 
 
 Raced = tuple[Run, list[TrialRecord]]
+Apart = Callable[[list[Job], Path], None]  # jobs, the arena's folder
 
 
-def tournament(net: Net, data: Path, folder: Path, counts: Counts) -> Found:
-    date, where = datetime.now(UTC), conditions()
+def tournament(
+    net: Net, data: Path, folder: Path, counts: Counts, apart: Apart | None = None, only: Job | None = None
+) -> Found | None:
+    """apart: races them elsewhere first, in the order given. only: races this one and returns nothing."""
+    date, where = datetime.now(UTC), conditions("cpu")
     log.info("%s", net.title)
     task = net.task(data)
     start = perf_counter()  # without the training, which is kept for good
@@ -49,15 +54,14 @@ def tournament(net: Net, data: Path, folder: Path, counts: Counts) -> Found:
     log.info("%d trials are known, the profile took %.0f s", arena.num_kept, pays)
     default = arena.recipes[0].name
     _, dense = point(arena.evaluate(Plan(), default, 0, number=0, origin="dense"))
-    raced = []
-    for seed in range(net.seeds):
-        first = ours(arena, profile, pays, net.budget, net.budget if seed else net.long_budget)
-        if seed:
-            rest = [rules(arena)[0], *peers(arena, net.paired, net.budget)]
-        else:
-            rest = [*rules(arena), *peers(arena, net.samplers, net.budget)]
-            rest += pruned(arena, profile, pays, net.pruned, net.budget)
-        raced += [_raced(searcher, arena, seed, dense) for searcher in (first, *rest) if _has_trials(searcher)]
+    entries = _entries(net, arena, profile, pays)
+    if only is not None:
+        _raced(*next((s, seed) for s, seed in entries if (s.name, seed) == only), arena, dense)
+        return None
+    if apart is not None:
+        apart([(searcher.name, seed) for searcher, seed in entries], arena.folder)
+        arena = Arena.of(task, folder, counts.cores)  # with what others have kept
+    raced = [_raced(searcher, seed, arena, dense) for searcher, seed in entries]
     fronts = list(_fronts(arena, [(run.first(net.budget), trials[: net.budget]) for run, trials in raced], dense, net))
     searched = [layer for layer in arena.layers if layer.options]
     return Found(
@@ -72,7 +76,7 @@ def tournament(net: Net, data: Path, folder: Path, counts: Counts) -> Found:
         macs=arena.bench.dense_cost.macs,
         num_layers=len(searched),
         num_options=sum(len(layer.options) for layer in searched),
-        num_our_options=sum(len(layer.options) for layer in first.layers),
+        num_our_options=sum(len(layer.options) for layer in entries[0][0].layers),
         recipes=arena.recipes,
         measure=arena.measure,
         dense={"validation": dense, "test": _test_accuracy_of_dense(arena)},
@@ -89,7 +93,21 @@ def _has_trials(searcher: Searcher) -> bool:
     return searcher.sampler is not None or any(seed.plan for seed in searcher.seeds)
 
 
-def _raced(searcher: Searcher, arena: Arena, seed: int, dense: float) -> Raced:
+def _entries(net: Net, arena: Arena, profile: Profile, pays: float) -> list[tuple[Searcher, int]]:
+    """Who races with which seed: those with the most trials first."""
+    found = []
+    for seed in range(net.seeds):
+        found.append((ours(arena, profile, pays, net.budget, net.budget if seed else net.long_budget), seed))
+        if seed:
+            rest = [rules(arena)[0], *peers(arena, net.paired, net.budget)]
+        else:
+            rest = [*rules(arena), *peers(arena, net.samplers, net.budget)]
+            rest += pruned(arena, profile, pays, net.pruned, net.budget)
+        found += [(searcher, seed) for searcher in rest if _has_trials(searcher)]
+    return sorted(found, key=lambda entry: -entry[0].budget)
+
+
+def _raced(searcher: Searcher, seed: int, arena: Arena, dense: float) -> Raced:
     run, trials = race(searcher, arena, seed)
     last = run.seconds[-1]
     log.info("seed %d, %s: %.4f after %d trials, %.0f s", seed, run.searcher, curve(run, dense)[-1], len(trials), last)
