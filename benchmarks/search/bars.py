@@ -1,20 +1,11 @@
 """What is asked of our search, and what was found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from benchmarks.hypervolume import hypervolume
-from benchmarks.search.figures import (
-    FROM,
-    Curve,
-    curve,
-    done_at,
-    latest_lead,
-    median_after,
-    median_by,
-    most_ahead,
-    value_at,
-)
+from benchmarks.search.figures import FROM, Curve, Pair, after, by, curve, done_at, latest_lead, most_ahead, value_at
+from benchmarks.search.race import Run
 from benchmarks.search.report import Found, Front
 from benchmarks.search.searchers import ALL_RULES, OURS, UNIFORM
 from ranksearch.latency.selftest import Check
@@ -68,29 +59,34 @@ def _curves(found: Found, searcher: str) -> list[Curve]:
 
 
 def _peers(found: Found) -> Iterator[Check]:
-    runs = {name: [run.first(found.budget) for run in found.of(name)] for name in found.searchers}
-    curves = {name: [curve(run, found.dense["validation"]) for run in of_one] for name, of_one in runs.items()}
-    after = {name: median_after(of_one) for name, of_one in curves.items()}
-    by = {name: median_by(runs[name], of_one) for name, of_one in curves.items()}
-    our_after, our_by = after.pop(OURS), by.pop(OURS)
-
-    value, name, moment = most_ahead(range(FROM, found.budget + 1), our_after, after)
+    value, name, moment = most_ahead(range(FROM, found.budget + 1), _pairs(found, after))
     note = f"nearest: {name} after {moment:.0f}"
     yield _check(f"the best peer's lead at equal trials, from {FROM} on", value, note, found, at_most=0.0)
 
-    paid = found.profile_seconds
-    fifth = median(run.seconds[FROM - 1] for run in runs[OURS])
-    moments = sorted({second for of_one in runs.values() for run in of_one for second in run.seconds})
-    late = [paid, *(moment for moment in moments if moment >= paid)]
-    last = latest_lead(late, our_by, by)
-    done = 0 if last is None else 1 + median(done_at(run, last) for run in runs[OURS])
-    value, name, moment = most_ahead([moment for moment in moments if moment >= fifth], our_by, by)
+    by_seconds, paid, ours = _pairs(found, by), found.profile_seconds, found.of(OURS)
+    fifth = median(run.seconds[FROM - 1] for run in ours)
+    moments = sorted({second for run in found.runs for second in run.first(found.budget).seconds})
+    value, name, moment = most_ahead([moment for moment in moments if moment >= fifth], by_seconds)
     note = f"nearest: {name} at {moment:.0f} s; the profile took {paid:.0f} s, our trial {FROM} ended at {fifth:.0f} s"
     test = f"the best peer's lead at equal seconds, the profile's counted, from our trial {FROM} on"
     yield _check(test, value, note, found, at_most=0.0)
+
+    last = latest_lead([paid, *(moment for moment in moments if moment >= paid)], by_seconds)
+    done = 0 if last is None else 1 + median(done_at(run, last) for run in ours)
     note = "nobody is ahead once it is paid" if last is None else f"the last of them at {last:.0f} s"
     test = "our first trial behind the profile at which nobody is ahead any more, at equal seconds"
     yield _check(test, done, note, found, at_most=FROM)
+
+
+def _pairs(found: Found, figure: Callable[[Sequence[Run], float], Callable[[float], float]]) -> dict[str, Pair]:
+    """Of every peer and of ours with the same seeds, none beyond the budget."""
+    runs = {name: [run.first(found.budget) for run in found.of(name)] for name in found.searchers}
+    ours, dense = runs.pop(OURS), found.dense["validation"]
+    seeds = {name: {run.seed for run in of_peer} for name, of_peer in runs.items()}
+    return {
+        name: (figure(of_peer, dense), figure([run for run in ours if run.seed in seeds[name]], dense))
+        for name, of_peer in runs.items()
+    }
 
 
 # --- the net that nobody has tuned for -------------------------------------------------------------------------------

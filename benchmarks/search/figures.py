@@ -1,7 +1,7 @@
 """What runs come to: hypervolume after so many trials and after so many seconds, the fastest within a drop."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import TypeAlias
 
@@ -12,12 +12,13 @@ __all__ = [
     "DROPS",
     "FROM",
     "Curve",
+    "Pair",
+    "after",
+    "by",
     "curve",
     "done_at",
     "fastest",
     "latest_lead",
-    "median_after",
-    "median_by",
     "most_ahead",
     "value_at",
 ]
@@ -26,6 +27,9 @@ DROPS = (0.01, 0.02, 0.05)
 FROM = 5  # trials, from which on nobody shall be ahead
 
 Curve: TypeAlias = tuple[float, ...]  # hypervolume after 0, 1, 2, … trials
+
+# Hypervolume by trials or by seconds: of a peer, and of ours with the seeds that the peer has.
+Pair: TypeAlias = tuple[Callable[[float], float], Callable[[float], float]]
 
 
 def curve(run: Run, dense: float) -> Curve:
@@ -49,19 +53,18 @@ def fastest(run: Run, least: float) -> float | None:
     return min((ratio for ratio, accuracy in found if accuracy >= least), default=None)
 
 
-def most_ahead(
-    moments: Iterable[float], our: Callable[[float], float], others: dict[str, Callable[[float], float]]
-) -> tuple[float, str, float]:
-    """How far another is ahead of us at most, as a share of ours, who, and when. Below 0: nobody ever is."""
-    found = ((_lead(other(moment), our(moment)), name, moment) for moment in moments for name, other in others.items())
-    return max(found)
+def most_ahead(moments: Iterable[float], pairs: Mapping[str, Pair]) -> tuple[float, str, float]:
+    """How far a peer is ahead of us at most, as a share of ours, who, and when. Below 0: nobody ever is."""
+    return max(
+        (_lead(theirs(moment), ours(moment)), name, moment)
+        for moment in moments
+        for name, (theirs, ours) in pairs.items()
+    )
 
 
-def latest_lead(
-    moments: Sequence[float], our: Callable[[float], float], others: dict[str, Callable[[float], float]]
-) -> float | None:
-    """The last of the moments at which another is ahead; None where there is none."""
-    led = (moment for moment in moments if any(other(moment) > our(moment) for other in others.values()))
+def latest_lead(moments: Iterable[float], pairs: Mapping[str, Pair]) -> float | None:
+    """The last of the moments at which a peer is ahead; None where there is none."""
+    led = (moment for moment in moments if any(theirs(moment) > ours(moment) for theirs, ours in pairs.values()))
     return max(led, default=None)
 
 
@@ -71,12 +74,13 @@ def _lead(theirs: float, ours: float) -> float:
     return theirs / ours - 1
 
 
-def median_after(curves: Sequence[Curve]) -> Callable[[float], float]:
-    """Of a searcher's runs, one a seed, after so many trials."""
+def after(runs: Sequence[Run], dense: float) -> Callable[[float], float]:
+    """Hypervolume after so many trials: the median of a searcher's runs, one a seed."""
+    curves = [curve(run, dense) for run in runs]
     return lambda num: median(value_at(found, int(num)) for found in curves)
 
 
-def median_by(runs: Sequence[Run], curves: Sequence[Curve]) -> Callable[[float], float]:
+def by(runs: Sequence[Run], dense: float) -> Callable[[float], float]:
     """At this second."""
-    pairs = list(zip(runs, curves, strict=True))
+    pairs = [(run, curve(run, dense)) for run in runs]
     return lambda second: median(value_at(found, done_at(run, second)) for run, found in pairs)

@@ -52,8 +52,9 @@ The tables have the hypervolume of (latency ratio, validation accuracy) beyond r
 accuracy: after so many trials, and at the seconds when ours has made as many, profile and proposals counted. Then the
 seconds of a trial with its proposal, and the latency ratio of the fastest within 1, 2 and 5 points of the dense
 accuracy after 15 trials and after all (1.00: none but the dense model). Of several seeds it is the median, with the
-least and the greatest in brackets; they share the latencies of equal plans. At last the trials of our front and of that
-of the best peer are trained once more and scored on the test split.
+least and the greatest in brackets; they share the latencies of equal plans, and a peer that has fewer seeds is compared
+with ours of the same ones. At last the trials of our front and of that of the best peer are trained once more and
+scored on the test split.
 """
 
 
@@ -106,7 +107,7 @@ def _header(found: Found) -> list[str]:
     marks = [f"after {num}" for num in _marks(found)]
     moments = [f"at {second:.0f} s" for second in _moments(found)]
     drops = [f"−{100 * drop:.0f}" for drop in DROPS]
-    return ["searcher", *marks, *moments, "s a trial", *drops]
+    return ["searcher", "seeds", *marks, *moments, "s a trial", *drops]
 
 
 def _moments(found: Found) -> list[float]:
@@ -123,7 +124,7 @@ def _row(found: Found, searcher: str) -> list[str]:
         _median([value_at(curves[run.seed], done_at(run.first(found.budget), second)) for run in runs])
         for second in _moments(found)
     ]
-    return [searcher, *after, *by, f"{median(map(_seconds_a_trial, runs)):.1f}", *_fastest(found, runs)]
+    return [searcher, str(len(runs)), *after, *by, f"{median(map(_seconds_a_trial, runs)):.1f}", *_fastest(found, runs)]
 
 
 def _as_far(runs: Sequence[Run], num: int, found: Found) -> list[Run]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.search.figures import curve, done_at, fastest, latest_lead, median_by, most_ahead, value_at
+from benchmarks.search.figures import by, curve, done_at, fastest, latest_lead, most_ahead, value_at
 from benchmarks.search.kept import Kept
 from benchmarks.search.race import Run
 
@@ -53,9 +53,9 @@ def test_at_a_second_counts_what_has_ended(second: float, done: int) -> None:
 
 def test_by_seconds_is_the_median_over_seeds() -> None:
     runs = [run_of([(0.5, 0.8)], seconds=(end,)) for end in (10.0, 20.0, 30.0)]
-    by = median_by(runs, [curve(run, DENSE) for run in runs])
+    found = by(runs, DENSE)
 
-    assert [by(second) for second in (15, 20, 40)] == pytest.approx([0.0, 0.2, 0.2])
+    assert [found(second) for second in (15, 20, 40)] == pytest.approx([0.0, 0.2, 0.2])
 
 
 def test_the_fastest_keeps_what_is_asked() -> None:
@@ -66,15 +66,15 @@ def test_the_fastest_keeps_what_is_asked() -> None:
 
 
 def test_leads_are_a_share_of_ours() -> None:
-    others = {"even": lambda moment: moment, "late": lambda moment: 0.0 if moment < 8 else 11.0}
+    pairs = {"even": (float, float), "late": (lambda moment: 0.0 if moment < 8 else 11.0, float)}
 
-    assert most_ahead(range(5, 11), float, others) == pytest.approx((11 / 8 - 1, "late", 8))
-    assert latest_lead(range(5, 20), float, others) == 10
-    assert latest_lead(range(12, 20), float, others) is None
+    assert most_ahead(range(5, 11), pairs) == pytest.approx((11 / 8 - 1, "late", 8))
+    assert latest_lead(range(5, 20), pairs) == 10
+    assert latest_lead(range(12, 20), pairs) is None
 
 
 def test_whoever_leads_while_we_have_nothing_leads_without_bound() -> None:
-    assert most_ahead([1], lambda _: 0.0, {"some": lambda _: 0.1})[0] == float("inf")
+    assert most_ahead([1], {"some": (lambda _: 0.1, lambda _: 0.0)})[0] == float("inf")
 
 
 def test_kept_answers_outlive_a_line_that_was_cut_off(tmp_path: Path) -> None:
