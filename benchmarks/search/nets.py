@@ -92,6 +92,8 @@ NETS: Mapping[str, Net] = types.MappingProxyType(
             seeds=3,
             budget=60,
             long_budget=200,
+            paired=("tpe", "nsga2"),
+            pruned=("tpe", "nsga2"),
         ),
         "vgg11": Net(
             title="VGG-11-BN at half the width, CIFAR-10",
