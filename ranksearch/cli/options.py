@@ -43,6 +43,7 @@ PANEL_OF = {name: panel for panel, names in GROUPS.items() for name in names}
 
 TABLE_HELP: Mapping[tuple[str, str], str] = {
     ("finetune", "steps"): "Training steps of a trial at most; 0: as many as epochs and seconds allow, or none.",
+    ("finetune", "allocation"): "fixed, or by_loss: 0, 1, 2 or 4 times as long, as one shot loses more.",
     ("finetune", "epochs"): "Passes over the training data at most; 0: as many as steps and seconds allow.",
     ("finetune", "seconds"): "Seconds of training at most; 0: no limit. Accuracy then depends on the machine.",
     ("finetune", "batch_size"): "Examples in a training step.",
