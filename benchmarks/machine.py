@@ -3,8 +3,8 @@
 import json
 import os
 import platform
-from importlib.metadata import version
-from importlib.util import find_spec
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,17 @@ def conditions(device: str | None = None) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
-        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of those that are installed: not every benchmark needs all."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def write(name: str, result: dict[str, Any]) -> None:
