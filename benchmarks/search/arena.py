@@ -58,6 +58,7 @@ class Arena:
     measure: MeasureConfig
     study: str
     folder: Path
+    is_closed: bool = False  # races are over: what was not tried by then is left out
 
     @classmethod
     def of(cls, task: Task, folder: Path, cores: int) -> "Arena":
@@ -79,7 +80,19 @@ class Arena:
         self._tests = Kept(self.folder / "tests.jsonl")  # spec -> accuracy
         self._fresh = Kept(self.folder / "fresh.jsonl")  # plan -> latency ratio
         self._profiles = Kept(self.folder / "profiles.jsonl")  # layers -> profile and the seconds it took
+        self._races = Kept(self.folder / "races.jsonl")  # searcher, seed, number -> what was tried, and when it ended
         self.num_kept = len(self._trials)
+
+    def note(self, searcher: str, seed: int, trial: TrialRecord, second: float) -> None:
+        name = f"{searcher}:{seed}:{trial.number}"
+        self._races.put(name, [trial.spec.plan.to_json(), trial.recipe, trial.origin, second])
+
+    def noted(self, searcher: str, seed: int, number: int) -> tuple[Plan, str, str, float] | None:
+        """Plan, recipe and origin of a searcher's trial, and the second at which it ended."""
+        if (found := self._races.get(f"{searcher}:{seed}:{number}")) is None:
+            return None
+        plan, recipe, origin, second = found
+        return Plan.from_json(plan), recipe, origin, second
 
     def space(self, layers: Sequence[LayerRecord]) -> SearchSpace:
         return SearchSpace(tuple(layers), tuple(recipe.name for recipe in self.recipes))

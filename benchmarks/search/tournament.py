@@ -61,7 +61,9 @@ def tournament(
     if apart is not None:
         apart([(searcher.name, seed) for searcher, seed in entries], arena.folder)
         arena = Arena.of(task, folder, counts.cores)  # with what others have kept
+        arena.is_closed = True
     raced = [_raced(searcher, seed, arena, dense) for searcher, seed in entries]
+    raced = [(run, trials) for run, trials in raced if trials]
     fronts = list(_fronts(arena, [(run.first(net.budget), trials[: net.budget]) for run, trials in raced], dense, net))
     searched = [layer for layer in arena.layers if layer.options]
     return Found(
@@ -109,7 +111,7 @@ def _entries(net: Net, arena: Arena, profile: Profile, pays: float) -> list[tupl
 
 def _raced(searcher: Searcher, seed: int, arena: Arena, dense: float) -> Raced:
     run, trials = race(searcher, arena, seed)
-    last = run.seconds[-1]
+    last = run.seconds[-1] if trials else 0.0
     log.info("seed %d, %s: %.4f after %d trials, %.0f s", seed, run.searcher, curve(run, dense)[-1], len(trials), last)
     return run, trials
 
