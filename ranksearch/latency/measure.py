@@ -1,6 +1,7 @@
 """Measuring one candidate against the dense model, on the device, with nothing else of ours running there."""
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any
@@ -16,7 +17,7 @@ from ranksearch.latency.lock import DeviceLock
 from ranksearch.latency.outputs import check_outputs
 from ranksearch.latency.preparation import resolve
 from ranksearch.latency.protocol import PROTOCOL, Arm, Timing, time_pair
-from ranksearch.latency.quiet import CpuWatch, quiet
+from ranksearch.latency.quiet import CpuWatch, GpuWatch, deployed_kernels, quiet
 from ranksearch.latency.statistics import percentile
 from ranksearch.latency.timer import make_timer
 from ranksearch.records import MeasureConfig, Measurement, Samples
@@ -24,7 +25,8 @@ from ranksearch.records import MeasureConfig, Measurement, Samples
 __all__ = ["measure"]
 
 # Less is the machine's own housekeeping; one busy loop beside a measurement on two cores is 0.5.
-MAX_FOREIGN_SHARE = 0.2
+# A GPU does nothing by itself.
+MAX_FOREIGN = {"foreign_share": 0.2, "foreign_gpu_share": 0.05}
 
 
 def measure(
@@ -47,19 +49,19 @@ def measure(
     device throttles throughout, NonFiniteError when an output is not finite.
     """
     config = resolve(config, device)
-    with _shared(lock), torch.inference_mode():
+    with _shared(lock), deployed_kernels(), torch.inference_mode():
         calls = {
             Arm.DENSE: _kept_call(dense, inputs, config, device),
             Arm.CANDIDATE: _call(candidate, inputs, config, device),
         }
-    with _exclusive(lock), quiet(config, device), torch.inference_mode():
+    with _exclusive(lock), quiet(config, device), deployed_kernels(), torch.inference_mode():
         start = time.perf_counter()
         check_outputs(calls[Arm.DENSE](), calls[Arm.CANDIDATE]())
-        watch = CpuWatch()
+        cpu, gpu = CpuWatch(), GpuWatch(device)
         timing = time_pair(make_timer(calls, device, threads=config.threads), config, seed=seed)
-        is_shared = watch.foreign_share() > MAX_FOREIGN_SHARE
+        foreign = {"foreign_share": cpu.foreign_share(), "foreign_gpu_share": gpu.foreign_share()}
         seconds = time.perf_counter() - start
-    return _measurement(timing, config, device, is_shared=is_shared, seconds=seconds)
+    return _measurement(timing, config, device, foreign=foreign, seconds=seconds)
 
 
 def _exclusive(lock: DeviceLock | None) -> AbstractContextManager[None]:
@@ -88,13 +90,14 @@ def _call(model: nn.Module, inputs: Any, config: MeasureConfig, device: torch.de
 
 
 def _measurement(
-    timing: Timing, config: MeasureConfig, device: torch.device, *, is_shared: bool, seconds: float
+    timing: Timing, config: MeasureConfig, device: torch.device, *, foreign: Mapping[str, float | None], seconds: float
 ) -> Measurement:
+    is_shared = any((foreign[name] or 0.0) > limit for name, limit in MAX_FOREIGN.items())
     flags = {*timing.flags, "contended"} if is_shared else timing.flags
     return Measurement(
         protocol=PROTOCOL,
         identity=identity(config, device),
-        conditions=conditions(device),
+        conditions={**conditions(device), **foreign},
         batch_size=config.batch_size,
         ratio=timing.ratio,
         ratio_low=timing.ratio_low,

@@ -38,6 +38,23 @@ class Gpu:
         )
         return bool(self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle) & reasons)
 
+    def process_shares(self, since_us: int) -> dict[int, float] | None:
+        """Process → share of the time since `since_us`, microseconds of the epoch, in which its kernels ran; None where
+        the driver names no process, as in containers that hide them."""
+        try:
+            samples = self.nvml.nvmlDeviceGetProcessUtilization(self.handle, since_us)
+        except self.nvml.NVMLError:  # also where none ran
+            return None
+        shares = {s.pid: s.smUtil / 100 for s in samples if s.timeStamp > since_us}  # others are left from before
+        return shares or None
+
+    def busy_share(self) -> float | None:
+        """Share of the last sampling period, up to a second, in which any kernel ran; None where it is not told."""
+        try:
+            return self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu / 100
+        except self.nvml.NVMLError:  # a part of a GPU (MIG) has none
+            return None
+
     def clock_mhz(self) -> float:
         return float(self.nvml.nvmlDeviceGetClockInfo(self.handle, self.nvml.NVML_CLOCK_SM))
 

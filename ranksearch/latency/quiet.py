@@ -2,17 +2,22 @@
 
 import gc
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
 import torch
 
+from ranksearch.latency.nvml import Gpu
 from ranksearch.records import MeasureConfig
 from ranksearch.threads import threads
 
-__all__ = ["CpuWatch", "quiet"]
+__all__ = ["CpuWatch", "GpuWatch", "deployed_kernels", "quiet"]
+
+IDLE_SECONDS = 1.2  # a GPU's counters look back for up to one second
+STILL = 0.02  # of the time: less is no work
 
 
 @contextmanager
@@ -20,6 +25,17 @@ def quiet(config: MeasureConfig, device: torch.device) -> Iterator[None]:
     """Fixed threads, one core where one thread works on the CPU, and no garbage collection; all put back after."""
     with threads(config.threads), _pinned(device.type == "cpu" and config.threads == 1), _gc_paused():
         yield
+
+
+@contextmanager
+def deployed_kernels() -> Iterator[None]:
+    """cuDNN's own choice of kernels, as in a new process: trainings here ask for those that repeat their last bits."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @contextmanager
@@ -75,3 +91,35 @@ class CpuWatch:
         start, now = self._start, CpuUse()
         foreign = (now.busy - start.busy) - (now.own - start.own)
         return max(0.0, foreign / max(now.total - start.total, 1e-9))
+
+
+class GpuWatch:
+    """Starts watching when made. Knows nothing of a device that is no NVIDIA GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = Gpu.find(device) if device.type == "cuda" else None
+        self._start_us = time.time_ns() // 1000
+
+    def foreign_share(self) -> float | None:
+        """Share of the time since the start in which other processes' kernels ran; None where nobody tells.
+
+        Where processes are not told apart, the GPU's share of work while this process gives it none: that takes until
+        the counters fall, at most IDLE_SECONDS.
+        """
+        if self._gpu is None:
+            return None
+        shares = self._gpu.process_shares(self._start_us)
+        return self._share_while_idle(self._gpu) if shares is None else _of_others(shares)
+
+    @staticmethod
+    def _share_while_idle(gpu: Gpu) -> float | None:
+        deadline = time.monotonic() + IDLE_SECONDS
+        while (share := gpu.busy_share()) and share > STILL and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return share
+
+
+def _of_others(shares: Mapping[int, float]) -> float:
+    """All but this process's. A container may know it by another number: it is then the busiest."""
+    own = os.getpid() if os.getpid() in shares else max(shares, key=lambda pid: shares[pid])
+    return sum(share for pid, share in shares.items() if pid != own)

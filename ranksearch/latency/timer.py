@@ -10,7 +10,7 @@ import torch
 from ranksearch.latency.nvml import Gpu
 from ranksearch.latency.protocol import Arm, Timer, Visit
 
-__all__ = ["CpuTimer", "CudaTimer", "make_timer"]
+__all__ = ["CpuTimer", "CudaTimer", "busy_ms_of", "launch_ms_of", "make_timer", "wall_ms_of"]
 
 Calls = dict[Arm, Callable[[], object]]
 NUM_LAUNCH_PROBES = 5
@@ -95,11 +95,12 @@ class CudaTimer:
 
 
 def _wall_per_device(call: Callable[[], object]) -> float:
-    wall_ms = median(_wall_ms(call) for _ in range(NUM_LAUNCH_PROBES))
-    return wall_ms / median(_busy_ms(call, wall_ms) for _ in range(NUM_LAUNCH_PROBES))
+    wall_ms = median(wall_ms_of(call) for _ in range(NUM_LAUNCH_PROBES))
+    return wall_ms / median(busy_ms_of(call, wall_ms) for _ in range(NUM_LAUNCH_PROBES))
 
 
-def _wall_ms(call: Callable[[], object]) -> float:
+def wall_ms_of(call: Callable[[], object]) -> float:
+    """From an idle GPU to an idle GPU."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     call()
@@ -107,8 +108,16 @@ def _wall_ms(call: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _busy_ms(call: Callable[[], object], wall_ms: float) -> float:
-    """GPU time of one pass without the gaps in which the GPU waits for the host to launch.
+def launch_ms_of(call: Callable[[], object]) -> float:
+    """What the host takes to launch one pass, whose end it does not wait for."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def busy_ms_of(call: Callable[[], object], wall_ms: float) -> float:
+    """GPU time of one pass, of about `wall_ms` by itself, without the gaps in which the GPU waits for the host.
 
     Events alone cannot tell: on an idle GPU they too span the gaps. So a spin kernel keeps the GPU busy until the
     whole pass has been queued behind it.

@@ -1,6 +1,7 @@
 """The table that seeds a search: what every option of every layer costs and gains on this device.
 
 rounds       many things timed against one, in turns             against any clock
+clock        one call on this device
 latencies    what options do to the network's latency
 errors       how far options are from their layers
 replay       what follows a layer, run again and again

@@ -4,8 +4,9 @@
 
 A layer is timed alone, but as it runs inside the network: called once, its input just written, its weights not touched
 since the last round, as the layers before and behind leave them there. All options of all layers take turns with the
-dense network (rounds.py). Where one thread of the CPU works, its CPU time counts, which leaves out the time in which
-others had the core. Layers of equal shape and input are timed once, for all of them.
+dense network (rounds.py), on a clock that knows GPUs (clock.py). Where one thread of the CPU works, its CPU time
+counts, which leaves out the time in which others had the core. Layers of equal shape and input are timed once, for all
+of them.
 
 What the options of a layer do to its neighbours (memory, fusion across layers) is left out; attention that a plan takes
 apart runs without its fused path, which is left out, too. `PROBE` versions this protocol: it is lighter than that of
@@ -32,9 +33,9 @@ from ranksearch.inputs import forward
 from ranksearch.latency.backends import BACKENDS
 from ranksearch.latency.backends.backend import Call
 from ranksearch.latency.folding import fold_batchnorm
-from ranksearch.latency.quiet import quiet
-from ranksearch.latency.timer import make_timer
+from ranksearch.latency.quiet import deployed_kernels, quiet
 from ranksearch.layers import evaluating
+from ranksearch.profiling.clock import layer_backend, make_clock
 from ranksearch.profiling.rounds import MIN_ROUNDS, Ratio, Rounds
 from ranksearch.records import DENSE, LayerChoice, LayerRecord, MeasureConfig
 from ranksearch.threads import threads
@@ -77,7 +78,7 @@ def measure_latencies(
     """
     start = perf_counter()
     config = latency.resolve(measure, bench.device)
-    with bench.lock.shared(), threads(config.threads), torch.inference_mode():
+    with bench.lock.shared(), threads(config.threads), deployed_kernels(), torch.inference_mode():
         probes = _Probes(bench, [layer for layer in layers if layer.options], config)
     rounds: Rounds[Item | None] = Rounds(
         items=list(probes.items), reference=None, visit=probes.visit, alone=probes.alone, seed=seed
@@ -123,7 +124,7 @@ class _Probes:
             item: _one_after_another(calls) for item, calls in self._calls.items()
         }
         timed[None] = BACKENDS[config.backend].prepare(dense, inputs, config, bench.device)
-        self._timer = make_timer(timed, bench.device, threads=config.threads)
+        self._clock = make_clock(timed, config, bench.device)
 
     @property
     def items(self) -> list[Item]:
@@ -133,12 +134,12 @@ class _Probes:
         """Milliseconds of one call, of an input that was just written."""
         for x in self._entered[item[0]] if item else ():
             x.mul_(1)
-        visit = self._timer.visit(cast("Any", item), num_samples=1, passes=1)
-        return visit.samples_ms[0] if visit.cpu_seconds is None else visit.cpu_seconds * 1e3
+        return self._clock(item)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        with self._bench.lock.exclusive(), quiet(self._config, self._bench.device), torch.inference_mode():
+        device = self._bench.device
+        with self._bench.lock.exclusive(), quiet(self._config, device), deployed_kernels(), torch.inference_mode():
             yield
 
     def latencies(self, rounds: Rounds[Item | None]) -> Latencies:
@@ -161,7 +162,7 @@ class _Probes:
             compress(nn.Sequential(dense), {"0": choice}, init="random").get_submodule("0").eval().requires_grad_(False)
         )
         choose_forwards(nn.Sequential(small), entered[0], self._bench.forwards)
-        backend = BACKENDS[self._config.backend]
+        backend = BACKENDS[layer_backend(self._config)]
         return [backend.prepare(small, x, self._config, self._bench.device) for x in entered]
 
 

@@ -105,13 +105,21 @@ class Replay:
 
     def _timed_pass(self, layers: Sequence[str]) -> Any:
         starts: dict[str, float] = {}
+        cuda = [x.device for x in tensors(self._inputs) if x.is_cuda]
+        if cuda:
+            self._pass()  # the first one loads the kernels, which can take longer than all passes after it
+
+        def now() -> float:
+            for device in cuda:
+                torch.cuda.synchronize(device)
+            return perf_counter()
 
         def start(layer: str) -> Callable[..., None]:
-            return lambda *_: starts.update({layer: starts.get(layer, perf_counter())})
+            return lambda *_: starts.update({layer: starts[layer] if layer in starts else now()})
 
         hooks = [self._twin.get_submodule(layer).register_forward_pre_hook(start(layer)) for layer in layers]
         outputs = self._pass()
-        end = perf_counter()
+        end = now()
         for hook in hooks:
             hook.remove()
         self.seconds_behind = {layer: end - start for layer, start in starts.items()}

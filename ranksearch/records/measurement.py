@@ -87,7 +87,7 @@ class Measurement(Record):
 
     protocol: int  # the protocol's version
     identity: Mapping[str, str]  # device model, backend, versions, threads, dtype, layout, batch size
-    conditions: Mapping[str, float | str | None]  # host, clocks, load, temperature: recorded, decide nothing
+    conditions: Mapping[str, float | str | None]  # host, clocks, load, others: recorded, decide nothing
     batch_size: int
     ratio: float
     ratio_low: float

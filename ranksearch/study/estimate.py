@@ -43,7 +43,7 @@ def estimate(task: Task, finetune: FinetuneConfig, measure: MeasureConfig, devic
     try:
         return min(
             (
-                _timed_with(threads, bench, config, measure)
+                _timed_with(bench, dataclasses.replace(config, threads=threads), measure)
                 for threads in {config.threads or 1, config.threads or cores}
             ),
             key=lambda found: found.trial,
@@ -52,8 +52,8 @@ def estimate(task: Task, finetune: FinetuneConfig, measure: MeasureConfig, devic
         torch.set_num_threads(before)
 
 
-def _timed_with(threads: int, bench: Workbench, config: FinetuneConfig, measure: MeasureConfig) -> Estimate:
-    torch.set_num_threads(threads)
+def _timed_with(bench: Workbench, config: FinetuneConfig, measure: MeasureConfig) -> Estimate:
+    torch.set_num_threads(config.threads)
     steps = config.num_steps(len(bench.task.train))
     train = math.inf if steps is None else steps * step_seconds(bench, config, config.batch_size, num_steps=2)
     return Estimate(

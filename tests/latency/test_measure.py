@@ -1,19 +1,22 @@
 """Real models, real clocks."""
 
 import gc
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from ranksearch.errors import MeasurementError, NonFiniteError
-from ranksearch.latency import DeviceLock, identity, measure, prepare, prepare_inputs
+from ranksearch.latency import DeviceLock, identity, measure, prepare, prepare_inputs, protocol
 from ranksearch.latency.protocol import PROTOCOL, Arm
+from ranksearch.latency.quiet import CpuWatch, GpuWatch
 from ranksearch.latency.timer import make_timer
 from ranksearch.records import MeasureConfig, Measurement
 
@@ -92,6 +95,17 @@ def test_what_a_measurement_records(device):
     assert (measurement.p90_ms is None) == (measurement.num_samples < 64)
     assert (measurement.p99_ms is None) == (measurement.num_samples < 662)
     assert Measurement.from_json(measurement.to_json()) == measurement
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(None, False), (0.01, False), (0.1, True)])
+def test_work_of_others_on_the_gpu_is_told(monkeypatch, share, is_told):
+    monkeypatch.setattr(GpuWatch, "foreign_share", lambda self: share)
+    monkeypatch.setattr(CpuWatch, "foreign_share", lambda self: 0.1)
+    monkeypatch.setattr(protocol, "MAX_WALL_PER_CPU", math.inf)
+    measurement = run(Body(), Body(), config=replace(CONFIG, max_seconds=0.1))
+    assert ("contended" in measurement.flags) is is_told
+    assert measurement.conditions["foreign_gpu_share"] == share
+    assert measurement.conditions["foreign_share"] == 0.1
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,12 +1,15 @@
 import gc
 import os
+import sys
+import time
+import types
 from collections import namedtuple
 
 import psutil
 import pytest
 import torch
 
-from ranksearch.latency.quiet import CpuWatch, quiet
+from ranksearch.latency.quiet import CpuWatch, GpuWatch, deployed_kernels, quiet
 from ranksearch.records import MeasureConfig
 
 LinuxTimes = namedtuple("LinuxTimes", "user nice system idle iowait irq softirq steal guest guest_nice")
@@ -70,3 +73,96 @@ def test_garbage_collection_is_left_as_it_was(was_enabled):
         assert gc.isenabled() is was_enabled
     finally:
         gc.enable()
+
+
+# --- other processes on the GPU -------------------------------------------------------------------------------------
+
+OWN, OTHER = os.getpid(), 1  # process 1 is never this one
+
+
+class Driver(types.ModuleType):
+    """Of a GPU on which processes, pid -> per cent, have worked for ten seconds from 100 s of the epoch on."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, processes, busy=()):
+        super().__init__("pynvml")
+        self.processes, self.busy = processes, list(busy)
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return uuid
+
+    def nvmlDeviceGetProcessUtilization(self, _handle, since_us):
+        if self.processes is None:
+            raise self.NVMLError
+        stale = types.SimpleNamespace(pid=OTHER, smUtil=100, timeStamp=0)  # drivers fill the end of the list with such
+        return [stale] + [
+            types.SimpleNamespace(pid=pid, smUtil=percent, timeStamp=110_000_000)
+            for pid, percent in self.processes.items()
+        ]
+
+    def nvmlDeviceGetUtilizationRates(self, _handle):
+        if not self.busy:
+            raise self.NVMLError
+        return types.SimpleNamespace(gpu=self.busy.pop(0) if len(self.busy) > 1 else self.busy[0])
+
+
+@pytest.fixture
+def foreign_share(monkeypatch):
+    """What is said of a GPU with this driver."""
+    clock = [100.0]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="1-2-3"))
+    monkeypatch.setattr(time, "time_ns", lambda: int(clock[0] * 1e9))
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+
+    def look(driver):
+        monkeypatch.setitem(sys.modules, "pynvml", driver)
+        return GpuWatch(torch.device("cuda")).foreign_share()
+
+    return look
+
+
+@pytest.mark.parametrize(
+    ("processes", "share"),
+    [
+        ({OWN: 90}, 0.0),
+        ({OWN: 50, OTHER: 40}, 0.4),
+        ({OWN: 30, OTHER: 40, 2: 5}, 0.45),
+        ({OTHER: 80}, 0.0),  # a container that knows this process by another number
+        ({OTHER: 80, 2: 15}, 0.15),
+    ],
+)
+def test_the_foreign_share_of_a_gpu_is_what_other_processes_do_there(foreign_share, processes, share):
+    assert foreign_share(Driver(processes, busy=[100])) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("processes", [None, {}], ids=["not supported", "hidden"])
+@pytest.mark.parametrize(
+    ("busy", "share"),
+    [
+        ([0], 0.0),
+        ([100, 100, 60, 0], 0.0),  # the counter falls once this process gives no more work
+        ([100], 1.0),  # and does not where others do
+        ([], None),  # a part of a GPU has no such counter
+    ],
+)
+def test_where_processes_are_hidden_a_gpu_left_idle_must_fall_idle(foreign_share, processes, busy, share):
+    assert foreign_share(Driver(processes, busy=busy)) == share
+
+
+def test_without_a_gpu_or_its_library_nothing_is_said(foreign_share):
+    assert foreign_share(None) is None
+    assert GpuWatch(torch.device("cpu")).foreign_share() is None
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_training_asks_of_kernels_holds_again_after_a_measurement(monkeypatch, wanted):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", wanted)
+    with deployed_kernels():
+        assert not torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.deterministic is wanted

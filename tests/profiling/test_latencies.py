@@ -9,6 +9,7 @@ from torch import nn
 
 from ranksearch.compress import compress
 from ranksearch.latency.protocol import Visit
+from ranksearch.profiling import clock
 from ranksearch.profiling import latencies as module
 from ranksearch.profiling.latencies import measure_latencies
 from ranksearch.records import MeasureConfig
@@ -43,7 +44,7 @@ def work_of(call) -> float:
 
 @pytest.fixture
 def counting(monkeypatch):
-    monkeypatch.setattr(module, "make_timer", CountingTimer)
+    monkeypatch.setattr(clock, "make_timer", CountingTimer)
 
 
 def flops_of(net, x) -> float:
