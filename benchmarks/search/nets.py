@@ -98,21 +98,27 @@ NETS: Mapping[str, Net] = types.MappingProxyType(
         "vgg11": Net(
             title="VGG-11-BN at half the width, CIFAR-10",
             task=trained(f"{__name__}:half_vgg11", "epochs=3"),
+            samplers=("tpe", "nsga2"),
+            pruned=(),
         ),
         "resnet18": Net(
             title="ResNet-18 at half the width, a pool behind the stem, Fashion-MNIST",
             task=trained(f"{__name__}:half_resnet18", "epochs=3", "fashion_mnist:{folder}"),
+            samplers=("tpe", "nsga2"),
+            pruned=(),
         ),
         "vit": Net(
             title="ViT of 4 blocks, width 96, patches of 4×4, CIFAR-10",
             task=trained(f"{__name__}:vit", "epochs=4,optimizer=adam,weight_decay=0,learning_rate=0.002"),
+            samplers=("tpe", "nsga2"),
+            pruned=(),
         ),
         "unseen": Net(
             title="torchvision's regnet_x_400mf at 32², CIFAR-10",
             task=trained("torchvision:regnet_x_400mf", "epochs=3"),
             budget=60,
             long_budget=60,
-            samplers=("tpe",),
+            samplers=(),
             pruned=(),
             is_unseen=True,
         ),
