@@ -28,12 +28,12 @@ def block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
 
 
 class ResNet9(nn.Module):
-    """(N, 3, 32, 32) -> logits (N, 10)."""
+    """(N, 3, 32, 32) -> logits (N, 10). `early_pool`: halves the picture behind the stem, for a third of the MACs."""
 
-    def __init__(self, width: int = 32, num_classes: int = 10) -> None:
+    def __init__(self, width: int = 32, num_classes: int = 10, *, early_pool: bool = False) -> None:
         super().__init__()
         w = width
-        self.stem = block(3, w)
+        self.stem = block(3, w, pool=early_pool)
         self.layer1 = block(w, 2 * w, pool=True)
         self.res1 = nn.Sequential(block(2 * w, 2 * w), block(2 * w, 2 * w))
         self.layer2 = block(2 * w, 4 * w, pool=True)
@@ -69,6 +69,10 @@ class Residual(nn.Module):
 
 def resnet9() -> ResNet9:
     return ResNet9()
+
+
+def small_resnet9() -> ResNet9:
+    return ResNet9(early_pool=True)
 
 
 def resnet26() -> nn.Sequential:
