@@ -62,9 +62,17 @@ class Latencies:
     @property
     def noise(self) -> float:
         """Standard error of the latency ratio of a plan that takes the least certain option timed of every layer."""
+        return self._noise(are_measured=True)
+
+    @property
+    def noise_taken_over(self) -> float:
+        """The same of options that were taken over, which more rounds do not lower."""
+        return self._noise(are_measured=False)
+
+    def _noise(self, *, are_measured: bool) -> float:
         worst: dict[str, float] = {}
         for (layer, _), effect in self.effects.items():
-            if effect.is_measured:
+            if effect.is_measured is are_measured:
                 worst[layer] = max(worst.get(layer, 0.0), effect.deviation)
         return math.sqrt(sum(deviation**2 for deviation in worst.values()))
 
@@ -83,7 +91,7 @@ def measure_latencies(
     """Rounds over all options of all layers, until what a plan's latency ratio is predicted with has a standard error
     of `noise`, or for `seconds`, but at least five times.
 
-    known: what was found before under the same identity, to be taken over.
+    known: what was found before under the same identity, to be taken over; half of its standard error is then enough.
 
     The device lock is held exclusively for a second or less at a time (longer only where ten passes of the dense
     network take longer). Raises MeasurementError where the backend cannot run a layer.
@@ -108,7 +116,7 @@ def measure_latencies(
                 bench, layers, measure, seconds=left, noise=noise, seed=seed, known=same, progress=progress
             )
         found = _latencies(searched, probes.shapes, rounds, taken)
-        if elapsed >= seconds or found.noise <= noise:
+        if elapsed >= seconds or found.noise <= max(noise, found.noise_taken_over / 2):
             return found
 
 
