@@ -29,6 +29,7 @@ WIDTH, TOP_HEIGHT, ROW_HEIGHT = 13.0, 3.9, 2.5  # inches
 DOTS_PER_INCH = 130
 GREY, FRONT = "#8a8f98", "#c2362b"
 COLORS = ("#3465a4", "#2e8b57", "#d98c1f", "#7b4fa3", "#1a9ba8", "#a0522d", "#6b7a1f", "#c25aa0")  # of methods, in turn
+CERTAIN = 2.0  # standard errors: what saves less is as fast as the dense layer
 LEAST = 1e-6  # losses below it are drawn there: the axis is logarithmic
 
 
@@ -111,7 +112,7 @@ class _Values:
 def _draw_front(axes: "Axes", layers: Mapping[str, Sequence[OptionProfile]], values: _Values) -> None:
     """The exact knapsack over all layers: latencies and losses add up, nearly."""
     front = knapsack(
-        [np.array([option.latency for option in options]) for options in layers.values()],
+        [np.array([option.latency if _saves(option) else 0.0 for option in options]) for options in layers.values()],
         [np.array([values.of(option) for option in options]) for options in layers.values()],
     )
     ratios, least = 1 + front.costs, max(LEAST, min(front.losses[front.losses > 0], default=LEAST) / 3)
@@ -178,12 +179,16 @@ def _draw_layer(
 
 
 def _undominated(options: Sequence[OptionProfile], values: _Values) -> list[OptionProfile]:
-    """Faster than the dense layer and than all that lose less, the fastest last."""
+    """Certainly faster than the dense layer, and faster than all that lose less; the fastest last."""
     kept: list[OptionProfile] = []
-    for option in sorted(options, key=lambda option: (values.of(option), option.latency)):
-        if option.latency < (kept[-1].latency if kept else 0.0):
+    for option in sorted(filter(_saves, options), key=lambda option: (values.of(option), option.latency)):
+        if not kept or option.latency < kept[-1].latency:
             kept.append(option)
     return kept
+
+
+def _saves(option: OptionProfile) -> bool:
+    return option.latency < -CERTAIN * option.latency_deviation
 
 
 def _draw_legend(figure: "Figure", colors: Mapping[str, str]) -> None:

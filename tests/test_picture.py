@@ -2,11 +2,12 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
 from ranksearch.errors import ConfigError
-from ranksearch.picture import SUFFIXES, check_output, draw_profile
+from ranksearch.picture import SUFFIXES, _undominated, _Values, check_output, draw_profile
 from ranksearch.records import DENSE, Cost, LayerChoice, OptionProfile, Profile, Staircase
 
 LAYERS = ("features.0", "features.3", "a.very.long.name.of.a.layer", "d", "e", "classifier")
@@ -59,6 +60,15 @@ def test_what_is_not_known_is_left_out(tmp_path, given):
     words = words_in(tmp_path / "profile.svg")
     assert ("error of the weight" in words) == ("losses" in given)
     assert ("ranks" in words) == ("stairs" not in given)
+
+
+def test_what_nothing_beats_saves_certainly_and_more_than_all_that_lose_less():
+    small = [option for option in made_up().options if option.layer == "d" and not option.choice.is_dense]
+    fast, middle, slow = small  # the faster, the more it loses
+    values = _Values(made_up())
+    assert _undominated(small, values) == [slow, middle, fast]
+    assert _undominated([fast, middle, replace(slow, loss=0.9)], values) == [middle, fast]
+    assert _undominated([fast, middle, replace(slow, latency_deviation=0.03)], values) == [middle, fast]
 
 
 def test_what_cannot_be_drawn_is_said_before_any_work(tmp_path, monkeypatch):

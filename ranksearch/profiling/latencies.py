@@ -34,7 +34,10 @@ __all__ = ["PROBE", "Effect", "Latencies", "measure_latencies"]
 
 PROBE = 1  # raise it when a change here, in probes or in rounds can change a number
 # A ratio that differs by more than a share of it, and by more than so many standard errors, is another than it was.
-SAME, DOUBT = 0.05, 3.0
+SAME, DOUBT = 0.1, 3.0
+MAX_ROUNDS = (
+    40  # more would sharpen the median by little: a small net on an unsteady machine need not take all its time
+)
 
 Known = Mapping[Item, LayerLatency]
 Progress = Callable[[float], None]  # the part that is done, 0 to 1
@@ -89,7 +92,7 @@ def measure_latencies(
     progress: Progress = lambda _: None,
 ) -> Latencies:
     """Rounds over all options of all layers, until what a plan's latency ratio is predicted with has a standard error
-    of `noise`, or for `seconds`, but at least five times.
+    of `noise`, or for `seconds`, or forty times, but at least five times.
 
     known: what was found before under the same identity, to be taken over; half of its standard error is then enough.
 
@@ -116,7 +119,8 @@ def measure_latencies(
                 bench, layers, measure, seconds=left, noise=noise, seed=seed, known=same, progress=progress
             )
         found = _latencies(searched, probes.shapes, rounds, taken)
-        if elapsed >= seconds or found.noise <= max(noise, found.noise_taken_over / 2):
+        is_over = elapsed >= seconds or measured >= MAX_ROUNDS
+        if is_over or found.noise <= max(noise, found.noise_taken_over / 2):
             return found
 
 
