@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ranksearch.attention import PACKED, SEPARATE, is_separate, projections, qualified
 from ranksearch.errors import ModelError
 from ranksearch.factorize import KINDS, LayerShape, StandardLayer
-from ranksearch.inputs import forward
+from ranksearch.inputs import forward, tensors
 from ranksearch.records import Record
 
-__all__ = ["FoundLayer", "evaluating", "find_layers", "list_layers", "total_macs"]
+__all__ = ["FoundLayer", "activation_bytes", "evaluating", "find_layers", "list_layers", "total_macs"]
 
 # Classes with weights that no method takes: listed, so that nobody has to wonder where they are.
 _UNSUPPORTED = (
@@ -85,6 +85,18 @@ def total_macs(model: nn.Module, example_input: Any) -> int:
     with counter:
         _run(model, example_input)
     return counter.get_total_flops() // 2
+
+
+def activation_bytes(model: nn.Module, example_input: Any) -> int:
+    """Bytes of all that modules without parts return for one example: what a pass that is followed back remembers."""
+    sizes: list[int] = []
+    with evaluating(model), ExitStack() as hooks:
+        for module in model.modules():
+            if not any(module.children()):
+                hook = module.register_forward_hook(lambda _, __, out: sizes.extend(x.nbytes for x in tensors(out)))
+                hooks.callback(hook.remove)
+        forward(model, example_input)
+    return max(1, sum(sizes))
 
 
 def _describe(name: str, module: nn.Module, reason: str | None) -> FoundLayer:

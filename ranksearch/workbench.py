@@ -19,7 +19,7 @@ from ranksearch.factorize.metric import Metric
 from ranksearch.finetune import Batch, fixed_batches
 from ranksearch.inputs import Inputs, to_device
 from ranksearch.latency import DeviceLock, lock_name
-from ranksearch.layers import FoundLayer, find_layers, total_macs
+from ranksearch.layers import FoundLayer, activation_bytes, find_layers, total_macs
 from ranksearch.outbox import Outbox
 from ranksearch.records import Cost, FinetuneConfig, MeasureConfig, Plan, Score
 from ranksearch.tasks import Task
@@ -29,6 +29,8 @@ __all__ = ["Workbench"]
 
 # Batches kept between trials may take this much memory; larger ones are made again in every trial.
 KEEP_BYTES = 512 * 2**20
+# What a batch's layers return, where gradients are followed back through them: of large pictures fewer at a time.
+BACKWARD_BYTES = 256 * 2**20
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Workbench:
     def _metrics(self, config: FinetuneConfig) -> Mapping[str, Metric]:
         """Of the calibration split, on one thread: the name of a decomposition in the cache holds their last bits."""
         total = min(config.calibration_examples, len(self.task.calibration))
-        size = min(128, total)
+        size = min(128, total, max(1, BACKWARD_BYTES // activation_bytes(self.dense, self.example)))
         batches = (self.task.calibration.batch(range(i, i + size)) for i in range(0, total - size + 1, size))
         with threads(1):
             return gather_metrics(

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, prune
 
 from ranksearch.errors import ModelError
 from ranksearch.factorize import METHODS
-from ranksearch.layers import FoundLayer, find_layers, list_layers, total_macs
+from ranksearch.layers import FoundLayer, activation_bytes, find_layers, list_layers, total_macs
 
 
 def by_name(layers: tuple[FoundLayer, ...]) -> dict[str, FoundLayer]:
@@ -236,3 +236,9 @@ def test_the_layers_of_a_real_network():
     assert not any(layer.skipped for layer in layers)
     assert sum(layer.shape.cost().macs for layer in layers if layer.shape) == total_macs(model, x)
     assert all(any(m.refuses(layer.shape) is None for m in METHODS.values()) for layer in layers if layer.shape)
+
+
+def test_activation_bytes_are_those_that_modules_without_parts_return_of_one_example():
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Flatten(), nn.Linear(4 * 5 * 5, 7))
+    sizes = (4 * 5 * 5, 4 * 5 * 5, 4 * 5 * 5, 7)
+    assert activation_bytes(net, torch.zeros(1, 3, 5, 5)) == 4 * sum(sizes)

@@ -117,7 +117,10 @@ def with_table(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
 
 
 def with_settings(*names: str) -> Callable[[Callable[Concatenate[Settings, P], None]], Callable[..., None]]:
-    """Gives a command the flags of these settings, and --config. It takes a `Settings` as its first argument."""
+    """Gives a command the flags of these settings, and --config. It takes a `Settings` as its first argument.
+
+    A table's name stands for all of its keys, TABLE.KEY for one.
+    """
     options = [option for name in names for option in _options(name)]
 
     def decorate(command: Callable[Concatenate[Settings, P], None]) -> Callable[..., None]:
@@ -142,12 +145,14 @@ def with_settings(*names: str) -> Callable[[Callable[Concatenate[Settings, P], N
 
 
 def _options(name: str) -> list[tuple[str | None, str, inspect.Parameter]]:
-    """(table, key, parameter) of a setting, or of every key of a table."""
-    panel = PANEL_OF[name]
-    if name in TABLES:
+    """(table, key, parameter) of a setting, of a key of a table, or of every one."""
+    table, _, key = name.partition(".")
+    panel = PANEL_OF[table]
+    if table in TABLES:
         return [
-            (name, f.name, _parameter(f"{name}_{f.name}", TABLE_HELP[name, f.name], f.default, panel))
-            for f in fields(TABLES[name])
+            (table, f.name, _parameter(f"{table}_{f.name}", TABLE_HELP[table, f.name], f.default, panel))
+            for f in fields(TABLES[table])
+            if key in ("", f.name)
         ]
     field = Settings.model_fields[name]
     return [(None, name, _parameter(name, field.description or "", field.default, panel))]

@@ -1,5 +1,6 @@
 """Database → records."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import Connection, select
@@ -13,8 +14,10 @@ from ranksearch.records import (
     Measurement,
     Plan,
     Profile,
+    Recipe,
     Samples,
     StudyRecord,
+    Timings,
     TrialRecord,
     TrialSpec,
     key_of,
@@ -68,14 +71,27 @@ class Queries(Store):
             return {row.id: Samples.unpack(row.packed, row.num_blocks) for row in connection.execute(query)}
 
     def find_profiles(self, study: StudyRecord) -> list[Profile]:
-        """Those of studies of the same net, weights and data under this one's identity, the newest first."""
+        """Those of studies of the same net, weights, data and factors under this one's identity, the newest first."""
         with self.reading() as connection:
             found = [
                 _profile_of(connection, row)
                 for row in reversed(same_net(connection, study))
                 if all(row["fingerprint"].get(part) == study.fingerprint.get(part) for part in ("weights", "data"))
+                and _factors(rows.recipes_of(row)) == _factors(study.recipes)
             ]
         return [profile for profile in found if profile and profile.identity.items() >= study.identity.items()]
+
+    def timings(self, identity: Mapping[str, str]) -> Timings:
+        """What is known under this identity of layers by themselves."""
+        table, latencies = schema.identity, schema.layer_latency
+        with self.reading() as connection:
+            wanted = select(table).where(table.c.identity_key == key_of(identity))
+            found = connection.execute(wanted).mappings().one_or_none()
+            if found is None:
+                return Timings(identity=identity)
+            of_it = select(latencies).where(latencies.c.identity_key == found["identity_key"])
+            in_order = of_it.order_by(latencies.c.shape, latencies.c.method, latencies.c.ranks)
+            return rows.timings_of(found, connection.execute(in_order).mappings().all())
 
     def fresh_measurements(self, study: str) -> list[tuple[int, Measurement]]:
         """The number of a trial and what was measured again of it, the oldest first. Raises NotFoundError."""
@@ -113,6 +129,12 @@ class Queries(Store):
                     origin = {"reused from": f"{maker['name']}/{row['number']}"}
                     return replace(found, conditions=origin | dict(found.conditions))
         return None
+
+
+def _factors(recipes: Sequence[Recipe]) -> tuple[str, int]:
+    """What of the first recipe decides a profile's errors and losses."""
+    finetune = recipes[0].finetune
+    return finetune.factors, finetune.calibration_examples if finetune.factors != "plain" else 0
 
 
 DOUBTFUL = frozenset({"contended", "unstable", "throttled"})

@@ -32,9 +32,12 @@ __all__ = [
     "VERSION_TABLE",
     "VIEWS",
     "choice",
+    "identity",
     "layer",
+    "layer_latency",
     "measurement",
     "option",
+    "profile",
     "samples",
     "score",
     "seed",
@@ -43,7 +46,7 @@ __all__ = [
     "trial",
 ]
 
-SCHEMA_VERSION = "0004"  # the newest revision in storage/migrations/versions
+SCHEMA_VERSION = "0005"  # the newest revision in storage/migrations/versions
 VERSION_TABLE = "rs_alembic_version"
 VIEWS = ("rs_attempts", "rs_trials", "rs_pareto", "rs_layers")  # in the order in which they build on each other
 
@@ -74,6 +77,16 @@ _BYTES = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 def _of(table: str) -> Any:
     return ForeignKey(f"rs_{table}.id")
+
+
+def _option() -> tuple[Any, ...]:
+    """What may become of a layer, and what the layer costs then."""
+    return (
+        Column("method", _WORD, nullable=False),
+        Column("ranks", _WORD, nullable=False),
+        Column("parameters", BigInteger, nullable=False),
+        Column("macs", BigInteger, nullable=False),
+    )
 
 
 study = Table(
@@ -116,10 +129,7 @@ option = Table(
     METADATA,
     Column("layer_id", Integer, _of("layer"), primary_key=True, autoincrement=False),
     Column("position", Integer, primary_key=True, autoincrement=False),
-    Column("method", _WORD, nullable=False),
-    Column("ranks", _WORD, nullable=False),
-    Column("parameters", BigInteger, nullable=False),
-    Column("macs", BigInteger, nullable=False),
+    *_option(),
     UniqueConstraint("layer_id", "method", "ranks"),
     **_EXACT_TEXT,
 )
@@ -131,15 +141,38 @@ profile = Table(
     Column("study_id", Integer, _of("study"), primary_key=True, autoincrement=False),
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("layer", _NAME, nullable=False),
-    Column("method", _WORD, nullable=False),
-    Column("ranks", _WORD, nullable=False),
-    Column("parameters", BigInteger, nullable=False),
-    Column("macs", BigInteger, nullable=False),
+    *_option(),
     Column("latency", Double, nullable=False),
     Column("latency_deviation", Double, nullable=False),
     Column("error", Double, nullable=False),
     Column("loss", Double),
     Column("is_loss_measured", Boolean, nullable=False),
+    Column("layer_ms", Double),
+    Column("is_latency_measured", Boolean, nullable=False),
+    **_EXACT_TEXT,
+)
+
+# Of no study: what layers take by themselves serves every study that measures under the same identity.
+identity = Table(
+    "rs_identity",
+    METADATA,
+    Column("identity_key", _KEY, primary_key=True),
+    Column("identity", JSON, nullable=False),
+    Column("staircase", JSON(none_as_null=True)),
+    **_EXACT_TEXT,
+)
+
+layer_latency = Table(
+    "rs_layer_latency",
+    METADATA,
+    Column("identity_key", _KEY, ForeignKey("rs_identity.identity_key"), primary_key=True),
+    Column("shape", _NAME, primary_key=True),
+    Column("method", _WORD, primary_key=True),
+    Column("ranks", _WORD, primary_key=True),
+    Column("latency_ms", Double, nullable=False),
+    Column("dense_ms", Double, nullable=False),
+    Column("ratio_deviation", Double, nullable=False),
+    Column("created", _TIME, nullable=False),
     **_EXACT_TEXT,
 )
 

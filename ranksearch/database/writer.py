@@ -5,13 +5,26 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from ranksearch.database import rows, schema
 from ranksearch.database.lookup import require_study, require_trial, trial_records
-from ranksearch.database.store import Store
+from ranksearch.database.store import Store, patiently
 from ranksearch.errors import StorageError
-from ranksearch.records import Measurement, Score, StudyRecord, TrialRecord, TrialResult, TrialSpec, TrialState, nearest
+from ranksearch.records import (
+    LayerLatency,
+    Measurement,
+    Score,
+    StudyRecord,
+    Timings,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    key_of,
+    nearest,
+)
 
 __all__ = ["MEASUREMENT_KINDS", "Writer"]
 
@@ -73,6 +86,14 @@ class Writer(Store):
 
         self.write(exchange)
 
+    def add_timings(self, timings: Timings) -> None:
+        """Takes the place of what was known of the same layers and choices, and leaves the rest."""
+        created = datetime.now(UTC).isoformat()
+        patiently(
+            lambda: self.write(lambda connection: _exchange_timings(connection, timings, created)),
+            lambda error: isinstance(error.__cause__, IntegrityError),  # another driver stored the same meanwhile
+        )
+
 
 def _insert(connection: Connection, table: Table, found: Sequence[Mapping[str, Any]]) -> None:
     if found:
@@ -107,6 +128,23 @@ def _save_study(connection: Connection, study: StudyRecord) -> None:
     _insert(connection, schema.seed, [rows.seed_row(study_id, i, seed) for i, seed in enumerate(study.seeds)])
     options = study.profile.options if study.profile else ()
     _insert(connection, schema.profile, [rows.profile_row(study_id, i, option) for i, option in enumerate(options)])
+
+
+def _exchange_timings(connection: Connection, timings: Timings, created: str) -> None:
+    key, identities, latencies = key_of(timings.identity), schema.identity, schema.layer_latency
+    if connection.scalar(select(identities.c.identity_key).where(identities.c.identity_key == key)) is None:
+        connection.execute(insert(identities), rows.identity_row(timings))
+    elif timings.staircase:
+        found = update(identities).where(identities.c.identity_key == key)
+        connection.execute(found, {"staircase": timings.staircase.to_json()})
+    for found in timings.layers:
+        connection.execute(delete(latencies).where(latencies.c.identity_key == key, *_is(found)))
+    _insert(connection, latencies, [rows.layer_latency_row(key, found, created) for found in timings.layers])
+
+
+def _is(found: LayerLatency) -> tuple[ColumnElement[bool], ...]:
+    table, ranks = schema.layer_latency, rows.ranks_text(found.choice)
+    return (table.c.shape == found.shape, table.c.method == found.choice.method, table.c.ranks == ranks)
 
 
 def _layer_ids(connection: Connection, study_id: int) -> dict[str, int]:

@@ -8,9 +8,9 @@ then L⁻¹ goes into the factor that reads the input and K⁻ᵀ into the one t
 Frobenius norm so is optimal in this one, and a quasi-optimum stays one. Where the first factor reads a part of the
 kernel's taps (spatial_svd: one column, tucker2: one position) the others count as uncorrelated with it.
 
-What goes back into the factors leaves them of very different sizes, and a gradient step moves the small one much and the
-large one little. So the channels between two factors are scaled, in at the one what goes out at the other, until both
-have the same norm: the layer is the same one, and trains as one of a plain decomposition does.
+What goes back into the factors leaves them of very different sizes, and a gradient step then moves the small one much
+and the large one little. So the channels between two factors are scaled until both have the same norm: the layer is the
+same one, and trains as one of a plain decomposition does.
 
 Either side may be absent; scale means nothing. A moment of fewer samples than it has rows, or of dead channels, is
 singular: both sides get λ times their mean diagonal, and ten times that until Cholesky succeeds.

@@ -10,7 +10,6 @@ monotone between measured points, and loss ∝ error^p is met exactly.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -21,8 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 from ranksearch.compress import compress
 from ranksearch.factorize.metric import Metric
-from ranksearch.inputs import Inputs, forward, tensors, to_device
-from ranksearch.layers import evaluating
+from ranksearch.inputs import to_device
+from ranksearch.layers import activation_bytes
 from ranksearch.profiling.replay import Replay
 from ranksearch.records import DENSE, LayerChoice, LayerRecord
 from ranksearch.workbench import Workbench
@@ -140,22 +139,10 @@ class _Run:
 def _batch_ranges(bench: Workbench, examples: int) -> list[range]:
     """The first `examples` of the calibration split in batches of one size, small enough to be remembered."""
     total = min(examples, len(bench.task.calibration))
-    most = max(MIN_BATCH, int(MAX_BYTES / _bytes_of_one(bench.dense, bench.example)))
+    most = max(MIN_BATCH, int(MAX_BYTES / activation_bytes(bench.dense, bench.example)))
     num_batches = math.ceil(total / most)
     size = total // num_batches
     return [range(start, start + size) for start in range(0, size * num_batches, size)]
-
-
-def _bytes_of_one(model: nn.Module, example: Inputs) -> int:
-    """Of all that modules without parts return for one example."""
-    sizes: list[int] = []
-    with evaluating(model), ExitStack() as hooks:
-        for module in model.modules():
-            if not any(module.children()):
-                hook = module.register_forward_hook(lambda _, __, out: sizes.extend(x.nbytes for x in tensors(out)))
-                hooks.callback(hook.remove)
-        forward(model, example)
-    return max(1, sum(sizes))
 
 
 def _in_float64(outputs: Any) -> Any:

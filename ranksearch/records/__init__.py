@@ -3,7 +3,7 @@
 from ranksearch.records.config import FinetuneConfig, MeasureConfig, Recipe
 from ranksearch.records.measurement import Environment, Measurement, Samples
 from ranksearch.records.plan import DENSE, Cost, LayerChoice, LayerRecord, Option, Plan, Proposal, SeedPlan
-from ranksearch.records.profile import OptionProfile, Profile
+from ranksearch.records.profile import LayerLatency, OptionProfile, Profile, Staircase, Timings
 from ranksearch.records.record import Record, key_of, nearest
 from ranksearch.records.study import StudyRecord
 from ranksearch.records.trial import OBJECTIVES, Score, TrialRecord, TrialResult, TrialSpec, TrialState
@@ -15,6 +15,7 @@ __all__ = [
     "Environment",
     "FinetuneConfig",
     "LayerChoice",
+    "LayerLatency",
     "LayerRecord",
     "MeasureConfig",
     "Measurement",
@@ -28,7 +29,9 @@ __all__ = [
     "Samples",
     "Score",
     "SeedPlan",
+    "Staircase",
     "StudyRecord",
+    "Timings",
     "TrialRecord",
     "TrialResult",
     "TrialSpec",

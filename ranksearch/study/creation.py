@@ -1,7 +1,8 @@
 """A new study: what every later run reads back instead of deriving it again.
 
 Where latency counts, a worker measures what every option of every layer does by itself, as far as no other study of the
-database has done so for the same net, weights, data and identity. Options that something beats in all that the study
+database has done so for the same net, weights, data, factors and identity; of layers that other nets have, too,
+latencies are taken over (profiles.py). Options that something beats in all that the study
 optimises are left out, and the exact knapsack of what is left gives the seeds. Where methods decompose anew for every
 rank (cp, rank1, linearconv), that would take longer than a search: there the seeds are uniform plans.
 """
@@ -12,30 +13,25 @@ from dataclasses import replace
 from itertools import zip_longest
 from statistics import median
 
-import torch
-
 from ranksearch.allocate import knapsack_seeds, undominated, uniform_sweep
 from ranksearch.allocate.seeds import HALF_LOSS
 from ranksearch.database import Database
 from ranksearch.errors import TrialError
 from ranksearch.factorize import METHODS
-from ranksearch.profiling import profile_options
-from ranksearch.profiling.latencies import PROBE
+from ranksearch.profiling import PROBE
 from ranksearch.records import (
-    FinetuneConfig,
     LayerChoice,
     LayerRecord,
-    MeasureConfig,
     Plan,
     Profile,
     Recipe,
     SeedPlan,
     StudyRecord,
 )
-from ranksearch.workbench import Workbench
+from ranksearch.study.profiles import made_profile
 from ranksearch.workers.executor import Executor
 
-__all__ = ["complete", "noise_of", "profiled", "seeds_of"]
+__all__ = ["complete", "noise_of", "seeds_of"]
 
 log = logging.getLogger(__name__)
 
@@ -93,26 +89,23 @@ def _profile(
     if lacking:
         on_stage(f"profiling {sum(len(layer.options) for layer in lacking)} options of {len(lacking)} layers")
         try:
-            newest = [executor.call(profiled, lacking, draft.measure, draft.recipes[0].finetune, seconds)]
+            newest = [
+                made_profile(
+                    lacking, draft.identity, draft.measure, draft.recipes[0].finetune,
+                    database=database, executor=executor, seconds=seconds,
+                )
+            ]  # fmt: skip
         except TrialError as error:
             log.warning("no profile: %s; the search starts from uniform plans", error)
             return None
         known |= {(option.layer, option.choice): option for option in newest[0].options}
     options = tuple(known[point] for layer in draft.layers for point in _points(layer))
-    return replace(newest[0], options=options, seconds=newest[0].seconds if lacking else {})
+    shapes = {layer: shape for found in (*reversed(others), newest[0]) for layer, shape in found.shapes.items()}
+    return replace(newest[0], options=options, shapes=shapes, seconds=newest[0].seconds if lacking else {})
 
 
 def _points(layer: LayerRecord) -> list[tuple[str, LayerChoice]]:
     return [(layer.name, option.choice) for option in layer.options]
-
-
-def profiled(
-    bench: Workbench, layers: Sequence[LayerRecord], measure: MeasureConfig, finetune: FinetuneConfig, seconds: float
-) -> Profile:
-    """With the factors and the threads that trials have. Runs on a worker."""
-    torch.set_num_threads(finetune.threads)
-    budget = {"latencies": seconds, "losses": seconds}
-    return profile_options(bench, layers, measure, seconds=budget, metrics=bench.metrics(finetune))
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------

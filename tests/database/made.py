@@ -12,6 +12,7 @@ from ranksearch.records import (
     Environment,
     FinetuneConfig,
     LayerChoice,
+    LayerLatency,
     LayerRecord,
     MeasureConfig,
     Measurement,
@@ -23,7 +24,9 @@ from ranksearch.records import (
     Samples,
     Score,
     SeedPlan,
+    Staircase,
     StudyRecord,
+    Timings,
     TrialRecord,
     TrialResult,
     TrialSpec,
@@ -117,8 +120,36 @@ def plans(layer_names):
 
 
 above_minus_one = st.floats(-1, 1e6, exclude_min=True)
+staircases = st.builds(
+    lambda shape, method, stairs, step: Staircase(
+        shape=shape, method=method, ranks=tuple(stairs), latency_ms=tuple(stairs.values()), step=step
+    ),
+    texts,
+    words,
+    st.dictionaries(st.integers(1, 64), positives, max_size=4),
+    st.integers(1, 64),
+)
+timings = st.builds(
+    Timings,
+    identity=dictionaries,
+    staircase=st.none() | staircases,
+    layers=st.lists(
+        st.builds(
+            LayerLatency,
+            shape=names,
+            choice=choices,
+            latency_ms=positives,
+            dense_ms=positives,
+            ratio_deviation=positives,
+        ),
+        max_size=6,
+        unique_by=lambda found: (found.shape, found.choice),
+    ).map(tuple),
+)
 profiles = st.builds(
     Profile,
+    shapes=dictionaries,
+    staircase=st.none() | staircases,
     identity=dictionaries,
     dense_ms=positives,
     seconds=st.dictionaries(texts, positives, max_size=3),
@@ -130,6 +161,8 @@ profiles = st.builds(
             cost=costs,
             latency=above_minus_one,
             latency_deviation=positives,
+            layer_ms=st.none() | positives,
+            is_latency_measured=st.booleans(),
             error=positives,
             loss=st.none() | numbers,
             is_loss_measured=st.booleans(),

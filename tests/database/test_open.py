@@ -276,7 +276,7 @@ def test_a_database_of_the_first_schema_keeps_its_study_and_trials(url, file):
             ("rs_study", "profile"),
         ):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        for table in ("rs_samples", "rs_profile"):
+        for table in ("rs_samples", "rs_profile", "rs_layer_latency", "rs_identity"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("UPDATE rs_alembic_version SET version_num = '0001'")
     connection.close()

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from ranksearch.records import OptionProfile, Profile
+from ranksearch.records import FinetuneConfig, LayerChoice, LayerLatency, OptionProfile, Profile, Recipe, Timings
 
 from .made import (
+    COST,
     make_measurement,
     make_plan,
     make_result,
@@ -19,6 +20,7 @@ from .made import (
     make_trial,
     run_trial,
     studies,
+    timings,
     trials,
 )
 
@@ -49,6 +51,22 @@ def test_trials(shared_database, data):
         expected.append(finished)
         assert list(shared_database.samples(study.name, number).values()) == samples_of(finished)
     assert shared_database.trials(study.name) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_timings_of_an_identity_are_those_stored_last(shared_database, data):
+    identity = {"device": next(STUDY_NAMES)}
+    assert shared_database.timings(identity) == Timings(identity=identity)
+    expected, stairs = {}, None
+    for _ in range(data.draw(st.integers(1, 3))):
+        added = replace(data.draw(timings), identity=identity)
+        shared_database.add_timings(added)
+        expected |= {(found.shape, found.choice): found for found in added.layers}
+        stairs = added.staircase or stairs
+        known = shared_database.timings(identity)
+        assert {(found.shape, found.choice): found for found in known.layers} == expected
+        assert (len(known.layers), known.staircase) == (len(expected), stairs)
 
 
 def samples_of(trial):
@@ -166,6 +184,37 @@ def test_a_profile_serves_other_studies_of_the_same_net_weights_data_and_identit
     database.save_study(replace(made, name="second", profile=second))
     database.save_study(replace(made, name="third"))
     assert database.find_profiles(made) == [second, first]
+    fisher = Recipe(name="default", finetune=FinetuneConfig(factors="fisher"))
+    assert database.find_profiles(replace(made, recipes=(fisher,))) == []
+    longer = Recipe(name="default", finetune=FinetuneConfig(steps=99, calibration_examples=7))
+    assert database.find_profiles(replace(made, recipes=(longer, fisher))) == [second, first]
     for part in ("model", "weights", "data", "latency threads"):
         other = replace(made, fingerprint={**made.fingerprint, part: "another"})
         assert database.find_profiles(other) == []
+
+
+def test_what_a_profile_timed_is_told_by_layer_shape_and_what_it_took_over_is_not():
+    def option(layer, rank, layer_ms, **given):
+        choice = LayerChoice(method="svd", ranks=(rank,)) if rank else LayerChoice(method="dense")
+        return OptionProfile(layer=layer, choice=choice, cost=COST, error=0.0, layer_ms=layer_ms, **given)
+
+    found = Profile(
+        identity={"device": "a CPU"},
+        dense_ms=10.0,
+        options=(
+            option("a", 1, 1.0, latency=-0.3, latency_deviation=0.02),
+            option("a", 2, 3.0, latency=-0.1, is_latency_measured=False),
+            option("a", 0, 4.0, latency=0.0),
+            option("b", 1, 1.0, latency=-0.3, latency_deviation=0.02),
+            option("b", 0, 4.0, latency=0.0),
+        ),
+        shapes={"a": "square", "b": "square"},
+    )
+    (known,) = found.timings.layers
+    assert known == LayerLatency(
+        shape="square",
+        choice=LayerChoice(method="svd", ranks=(1,)),
+        latency_ms=1.0,
+        dense_ms=4.0,
+        ratio_deviation=0.02 * 10 / 4,
+    )

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from ranksearch.compress import compress
+from ranksearch.factorize import LayerShape
 from ranksearch.latency.protocol import Visit
 from ranksearch.profiling import clock
-from ranksearch.profiling import latencies as module
+from ranksearch.profiling import probes as module
 from ranksearch.profiling.latencies import measure_latencies
-from ranksearch.records import MeasureConfig
+from ranksearch.profiling.rounds import MIN_ROUNDS
+from ranksearch.records import DENSE, LayerLatency, MeasureConfig
 from ranksearch.workbench import Workbench
 from tests.profiling.conftest import NETS, bench_of, records_of
 
@@ -74,7 +76,7 @@ def test_every_round_has_every_option_of_every_distinct_layer_once(counting):
     measure_latencies(bench, layers, QUICK, seconds=0.0)
     visits = [item for item in CountingTimer.last.visits if item is not None]
     distinct = set(visits)
-    assert len(visits) == len(distinct) * (1 + module.MIN_ROUNDS)
+    assert len(visits) == len(distinct) * (1 + MIN_ROUNDS)
     for start in range(0, len(visits), len(distinct)):
         assert set(visits[start : start + len(distinct)]) == distinct
 
@@ -105,13 +107,82 @@ def replace_model(task, model, example):
     return task
 
 
+def test_shapes_are_told_apart_by_all_that_decides_their_time():
+    def words(layer, *sizes):
+        return module._in_words(LayerShape.of(layer), [torch.zeros(size) for size in sizes])
+
+    assert words(nn.Conv2d(4, 8, 3, 2, 1, bias=False), (2, 4, 6, 6)) == (
+        "conv2d 4→8 3×3/2, padding 1×1, no bias, on 2×4×6×6"
+    )
+    assert words(nn.Linear(4, 8), (2, 5, 4), (2, 5, 4), (2, 4)) == "linear 4→8, 2 times on 2×5×4, on 2×4"
+    convs = [
+        nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.Conv2d(4, 8, 3, padding=(1, 2)),
+        nn.Conv2d(4, 8, 3, padding="same"), nn.Conv2d(4, 8, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 8, 3, padding=1, stride=2), nn.Conv2d(4, 8, 3, padding=1, dilation=2), nn.Conv2d(4, 8, (3, 1)),
+        nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ConvTranspose2d(4, 8, 3, padding=1), nn.Conv1d(4, 8, 3, padding=1),
+        nn.ConvTranspose2d(4, 8, 3, 2, padding=1), nn.ConvTranspose2d(4, 8, 3, 2, padding=1, output_padding=1),
+    ]  # fmt: skip
+    assert len({words(conv, (2, 4, 6, 6)) for conv in convs}) == len(convs)
+
+
+def as_known(found, dense_ms=1.0, **changed):
+    """What a profile would store of it; `changed`: other ratios than were found, by layer."""
+    return [
+        LayerLatency(
+            shape=found.shapes[layer],
+            choice=choice,
+            latency_ms=dense_ms * changed.get(layer, 1.0) * effect.layer_ms / found.effects[layer, DENSE].layer_ms,
+            dense_ms=dense_ms,
+            ratio_deviation=0.0,
+        )
+        for (layer, choice), effect in found.effects.items()
+        if not choice.is_dense
+    ]
+
+
+def test_what_is_known_is_taken_over_whatever_the_machine_took_for_it_then(counting):
+    bench = bench_of("residual")
+    layers = records_of(bench)
+    first = measure_latencies(bench, layers, QUICK, seconds=0.0)
+    again = measure_latencies(bench, layers, QUICK, seconds=0.0, known=as_known(first, dense_ms=17.0))
+    visited = {item for item in CountingTimer.last.visits if item is not None}
+    shapes = set(first.shapes.values())
+    assert len(visited) == 2 * len(shapes)  # the dense layer and the fastest option
+    for point, effect in again.effects.items():
+        assert effect.value == pytest.approx(first.effects[point].value, rel=0.02, abs=1e-4)
+        assert effect.layer_ms == pytest.approx(first.effects[point].layer_ms, rel=0.05)
+        assert effect.is_measured == ((again.shapes[point[0]], point[1]) in visited)
+
+
+def test_only_what_is_new_is_timed(counting):
+    bench = bench_of("residual")
+    layers = records_of(bench)
+    known = as_known(measure_latencies(bench, layers, QUICK, seconds=0.0))
+    new = known.pop()
+    measure_latencies(bench, layers, QUICK, seconds=0.0, known=known)
+    visited = {item for item in CountingTimer.last.visits if item is not None}
+    assert (new.shape, new.choice) in visited
+    assert len(visited) == 2 * len({found.shape for found in known}) + 1
+
+
+def test_a_shape_that_takes_another_time_now_is_measured_anew(counting):
+    bench = bench_of("residual")
+    layers = records_of(bench)
+    first = measure_latencies(bench, layers, QUICK, seconds=0.0)
+    again = measure_latencies(bench, layers, QUICK, seconds=0.0, known=as_known(first, conv2=1.2))
+    for (layer, choice), effect in again.effects.items():
+        assert effect.value == pytest.approx(first.effects[layer, choice].value, abs=3e-3)
+        if layer == "conv2":
+            assert effect.is_measured
+
+
 def test_folded_norms_give_layers_a_bias_to_be_timed_with(counting):
     bench = bench_of("residual")
     layers = [layer for layer in records_of(bench) if layer.name == "conv2"]
     for folded in (False, True):
         measure_latencies(bench, layers, replace(QUICK, fold_batchnorm=folded), seconds=0.0)
         (key,) = {item[0] for item in CountingTimer.last.visits if item is not None}
-        assert key[0].bias is folded
+        assert ("no bias" not in key) is folded
 
 
 def test_inputs_are_those_of_the_batch_dtype_and_layout(counting):
@@ -119,8 +190,8 @@ def test_inputs_are_those_of_the_batch_dtype_and_layout(counting):
     layers = [layer for layer in records_of(bench) if layer.name == "conv2"]
     with torch.inference_mode():
         config = MeasureConfig(batch_size=3, dtype="bfloat16", layout="channels_last")
-        probes = module._Probes(bench, layers, config)
-    ((x,),) = probes._entered.values()
+        probes = module.Probes(bench, layers, config)
+    ((_, (x,)),) = probes._layers.values()
     assert x.shape == (3, 16, 8, 8)
     assert x.dtype == torch.bfloat16
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -130,8 +201,9 @@ def test_writing_the_input_anew_leaves_its_values(counting):
     bench = bench_of("residual")
     layers = [layer for layer in records_of(bench) if layer.name == "conv2"]
     with torch.inference_mode():
-        probes = module._Probes(bench, layers, replace(QUICK))
-        entered = [x for xs in probes._entered.values() for x in xs]
+        probes = module.Probes(bench, layers, replace(QUICK))
+        probes.prepare(probes.items)
+        entered = [x for _, xs in probes._layers.values() for x in xs]
         before = [x.clone() for x in entered]
         for item in probes.items:
             probes.visit(item)

@@ -46,7 +46,7 @@ def test_losses_are_those_of_whole_passes_through_the_compressed_net(net, num_ba
     bench = bench_of(net)
     layers = records_of(bench)
     if num_batches == 2:
-        monkeypatch.setattr(module, "_bytes_of_one", lambda *_: module.MAX_BYTES / 24)
+        monkeypatch.setattr(module, "activation_bytes", lambda *_: module.MAX_BYTES / 24)
     found = measure_losses(bench, layers, option_errors(bench, layers), examples=48)
     batches = [bench.task.calibration.batch(part)[0] for part in np.split(np.arange(48), num_batches)]
     dense = [outputs_with_batch_statistics(bench.dense, batch) for batch in batches]

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_it_travels_as_json(made):
 def test_phases_are_heard_of_in_order_and_timed(made):
     _, profile, heard = made
     assert list(dict.fromkeys(phase for phase, _ in heard)) == list(profile.seconds)
-    assert list(profile.seconds) == ["latencies", "errors", "losses"]
+    assert list(profile.seconds) == ["staircase", "latencies", "errors", "losses"]
     for phase in profile.seconds:
         parts = [done for name, done in heard if name == phase]
         assert parts == sorted(parts)
@@ -59,6 +60,21 @@ def test_phases_are_heard_of_in_order_and_timed(made):
     assert profile.seconds["latencies"] >= 0.5
     assert profile.identity["batch_size"] == "2"
     assert profile.identity["probe"] == "1"
+
+
+def test_what_is_known_under_this_identity_is_taken_over(made):
+    profile = made[1]
+    again = profiled_with(profile.timings)
+    marks = {option.is_latency_measured for option in again.options if not option.choice.is_dense}
+    assert marks == {True, False}  # in each shape one option is timed to tell whether the others may be taken over
+    other = profiled_with(replace(profile.timings, identity={**profile.identity, "threads": "9"}))
+    assert all(option.is_latency_measured for option in other.options)
+
+
+def profiled_with(known) -> Profile:
+    bench = bench_of("residual")
+    budget = {"latencies": 0.0, "losses": 0.0}
+    return profile_options(bench, records_of(bench), QUICK, seconds=budget, examples=16, known=known)
 
 
 def test_seconds_for_a_phase_that_is_none():

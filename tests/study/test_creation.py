@@ -12,7 +12,7 @@ from ranksearch.errors import MeasurementError
 from ranksearch.profiling.latencies import PROBE
 from ranksearch.records import MeasureConfig, OptionProfile, Plan, Profile, Recipe
 from ranksearch.space import SearchSpace
-from ranksearch.study import creation
+from ranksearch.study import creation, profiles
 from ranksearch.study.creation import NUM_SEEDS, complete, seeds_of
 from ranksearch.study.search import SearchConfig, run_search
 from tests.study.conftest import FINETUNE, study_record
@@ -33,22 +33,31 @@ def made_up(layers, study, useless=()) -> Profile:
                     cost=option.cost,
                     latency=0.01 if layer.name in useless and saved else -0.2 * saved,
                     latency_deviation=0.001,
+                    layer_ms=0.4 * (1 - saved),
                     error=saved**2,
                     loss=worse * saved**2,
                 )
             )
-    return Profile(identity=study.identity | {"probe": str(PROBE)}, dense_ms=2.0, options=tuple(options))
+    return Profile(
+        identity=study.identity | {"probe": str(PROBE)},
+        dense_ms=2.0,
+        options=tuple(options),
+        shapes={layer.name: layer.shape for layer in layers},
+    )
 
 
 class Worker:
     """An executor whose worker makes profiles up, and counts which layers it was asked for."""
 
     def __init__(self, study, error=None, useless=()):
-        self.study, self.error, self.useless, self.asked = study, error, useless, []
+        self.study, self.error, self.useless, self.asked, self.told = study, error, useless, [], []
+        self.cores = 2
 
-    def call(self, function, layers, measure, finetune, seconds):
-        assert function is creation.profiled
+    def call(self, function, layers, measure, finetune, seconds, known):
+        assert function is profiles.profiled
+        assert finetune.threads >= 1
         self.asked.append([layer.name for layer in layers])
+        self.told.append(known)
         if self.error:
             raise self.error
         return made_up(layers, self.study, self.useless)
@@ -126,6 +135,18 @@ def test_what_another_study_has_profiled_is_not_profiled_again(draft, database):
     assert lacking.profile.options == first.profile.options
 
 
+def test_another_net_is_told_what_is_known_of_layers_by_themselves(draft, database):
+    worker = Worker(draft)
+    first, _ = completed(draft, database, worker)
+    other = replace(draft, fingerprint={**draft.fingerprint, "model": "other"})
+    elsewhere = replace(draft, fingerprint={**draft.fingerprint, "latency device_model": "other"})
+    for study in (other, elsewhere):
+        completed(study, database, worker)
+    assert worker.told[0].layers == worker.told[2].layers == ()
+    assert set(worker.told[1].layers) == set(first.profile.timings.layers)
+    assert len(worker.told[1].layers) >= 10
+
+
 @pytest.mark.parametrize("why", ["no time", "no latency", "slow methods"])
 def test_without_a_profile_uniform_plans_are_the_seeds(draft, database, why, monkeypatch):
     worker = Worker(draft)
@@ -167,8 +188,8 @@ def test_a_real_run_profiles_searches_what_is_left_and_resumes(tmp_path, monkeyp
         finetune={"steps": 2, "precision": "float32", "layout": "contiguous", "threads": 1, "factors": "fisher"},
         measure=MeasureConfig(batch_size=2, max_seconds=0.05, min_blocks=2, iterations_per_block=2),
     )
-    original = creation.profiled
-    monkeypatch.setattr(creation, "profiled", lambda *given: (next(calls), original(*given))[1])
+    original = profiles.profiled
+    monkeypatch.setattr(profiles, "profiled", lambda *given: (next(calls), original(*given))[1])
     first = run_search(task, config).record
     assert first.profile is not None
     assert {o.layer for o in first.profile.options} >= {layer.name for layer in first.layers if layer.options}
