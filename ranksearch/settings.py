@@ -68,6 +68,9 @@ class Settings(BaseModel):
     profile_seconds: Annotated[float, Field(ge=0)] = Field(
         60.0, description="For measuring what options do by themselves, before the first trial; 0: not at all."
     )
+    prune_below: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="A trial is stopped that joins the front with a smaller probability; 0: none is."
+    )
     executor: str = Field("ray", description="ray, or inline: in this process, one trial after the other.")
     address: str | None = Field(
         None, description="A running Ray cluster: auto or host:port. A private one when absent."
@@ -169,6 +172,7 @@ class Settings(BaseModel):
             measure=self.measure,
             sampler=self.sampler,
             profile_seconds=self.profile_seconds,
+            prune_below=self.prune_below,
             executor=self.executor,
             cluster=ClusterConfig(
                 address=self.address,

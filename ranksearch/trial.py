@@ -11,9 +11,10 @@ Knows nothing of Ray, Optuna or SQL. What is computed once per worker lives in `
 
 import copy
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias, cast
@@ -29,33 +30,39 @@ from ranksearch.evaluate import evaluate
 from ranksearch.factorize.rebuilt import ContractibleLayer
 from ranksearch.finetune import finetune, from_scratch, memory_format, reconstruct
 from ranksearch.forwards import choose_forwards
-from ranksearch.records import Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
+from ranksearch.pruning import RUNGS, StoppedError, Watch, worth_a_look
+from ranksearch.records import ONE_SHOT, Bar, Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench
 
 __all__ = ["Progress", "Trained", "run", "run_the_faster_way", "start", "train"]
 
 Progress: TypeAlias = Callable[[float, float], None]  # the part that is done, 0 to 1, and the loss
+Look: TypeAlias = Callable[[nn.Module], None]  # at a copy of the model, which it may change
 
 
 class _Phases:
-    """Seconds spent in each named phase, sub-phases of one name added up."""
+    """Seconds spent in each named phase, sub-phases of one name added up; one within another counts for itself."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._within = 0.0  # the phase that is open
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = perf_counter()
+        start, before, self._within = perf_counter(), self._within, 0.0
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            taken = perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + taken - self._within
+            self._within = before + taken
 
 
-def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None) -> TrialResult:
+def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None, bar: Bar | None = None) -> TrialResult:
     """Run one trial. Never raises for what a trial does wrong: the result then is `failed`, with the reason.
 
-    `measured` is the plan's latency where it is known already; it is not measured then.
+    `measured` is the plan's latency where it is known already; it is not measured then. A trial that will hardly pass
+    the `bar` is stopped, and `pruned`; what becomes of one that is not stopped does not depend on it.
     """
     start = perf_counter()
     phase = _Phases()
@@ -63,19 +70,19 @@ def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None) 
     failure: dict[str, Any] = {}
     found: dict[str, Any] = {}
     try:
-        for name, value in _steps(spec, bench, phase, measured):
+        for name, value in _steps(spec, bench, phase, measured, bar):
             found |= {name: value}  # at once: what was found before a failure is kept
     except Exception as error:  # noqa: BLE001 - one bad trial must not end the run, whatever it raised
-        failure = {"reason": _one_line(error), "details": traceback.format_exc(limit=-8)}
-    state = TrialState.FAILED if failure else TrialState.COMPLETE
+        reason, details = _one_line(error), traceback.format_exc(limit=-8)
+        failure = {"state": TrialState.FAILED, "reason": reason, "details": details}
+    found = {"state": TrialState.COMPLETE} | found | failure
     phase.seconds["overhead"] = perf_counter() - start - sum(phase.seconds.values())
     return TrialResult(
         key=key_of(spec),
-        state=state,
         peak_memory_bytes=memory.peak(bench.device),
         seconds=phase.seconds,
         environment=latency.environment(bench.device),
-        **found | failure,
+        **found,
     )
 
 
@@ -85,7 +92,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _steps(
-    spec: TrialSpec, bench: Workbench, phase: _Phases, measured: Measurement | None
+    spec: TrialSpec, bench: Workbench, phase: _Phases, measured: Measurement | None, bar: Bar | None
 ) -> Iterator[tuple[str, Any]]:
     """The fields of the result, each as soon as it is known, so that a failed trial keeps what it had."""
     with bench.lock.shared(), phase("compress"):
@@ -93,7 +100,7 @@ def _steps(
         cost = plan_cost(bench.layers, spec.plan, bench.dense_cost)
     yield "parameters", cost.parameters
     yield "macs", cost.macs
-    yield "bytes", memory.tensor_bytes(candidate.state_dict())
+    yield "bytes", (num_bytes := memory.tensor_bytes(candidate.state_dict()))
     if any(isinstance(module, ContractibleLayer) for module in candidate.modules()):
         with phase("compress"):
             run_the_faster_way(candidate, spec, bench)
@@ -104,14 +111,30 @@ def _steps(
             so_far = TrialResult(key=key_of(spec), state=TrialState.RUNNING, measurement=measured)
             bench.outbox.put_result(so_far)
     yield "measurement", measured
+    known = {"latency": measured.ratio, "parameters": cost.parameters, "macs": cost.macs, "bytes": num_bytes}
+    watch = bar and Watch(bar, known, in_percent=bench.task.metric_name == "accuracy")
     with bench.lock.shared():
-        trained = train(candidate, spec, bench, phase)
+        try:
+            trained = train(candidate, spec, bench, phase, watch=watch)
+        except StoppedError as stopped:
+            yield from _stopped(watch, stopped)
+            return
         yield "oneshot", trained.oneshot
         yield "score", trained.score
         yield "reason", trained.note
+        yield "rungs", trained.rungs
         if bench.outbox is not None:
             with phase("store"):
                 bench.outbox.put_weights(key_of(spec), trained.model)
+
+
+def _stopped(watch: Watch | None, stopped: StoppedError) -> Iterator[tuple[str, Any]]:
+    assert watch is not None
+    yield "oneshot", watch.oneshot
+    yield "rungs", watch.rungs
+    yield "expected", stopped.expected
+    yield "reason", str(stopped)
+    yield "state", TrialState.PRUNED
 
 
 def start(spec: TrialSpec, bench: Workbench) -> nn.Module:
@@ -149,6 +172,7 @@ class Trained:
     score: Score
     oneshot: Score
     note: str | None = None
+    rungs: Mapping[str, Score] = field(default_factory=dict)
 
 
 def train(
@@ -158,11 +182,13 @@ def train(
     phase: Any = None,
     checkpoint: Path | None = None,
     on_step: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Re-estimate, fine-tune, re-estimate; keep the better by validation score. The dense model is left as it is.
 
     `checkpoint`, a file, lets a killed fine-tuning go on where it was: call again with the same candidate and spec.
-    `on_step` hears of the fine-tuning after every step.
+    `on_step` hears of the fine-tuning after every step. `watch` looks at the scores on the way: raises StoppedError
+    where it stops the trial, and changes nothing where it does not.
     """
     phase = phase or _Phases()
     config = spec.finetune
@@ -174,12 +200,14 @@ def train(
             reestimate_batchnorm(candidate, bench.calibration(config))
     with phase("evaluate"):
         oneshot = _validate(candidate, bench)
+    if watch:
+        watch.look(ONE_SHOT, oneshot)
     is_trained = config.num_steps(len(bench.task.train)) != 0 or config.reconstruction_steps
     if not spec.plan or not is_trained:
         return Trained(candidate, oneshot, oneshot)
     before = copy.deepcopy(candidate.state_dict())
     try:
-        _improve(candidate, spec, bench, phase, checkpoint, on_step)
+        _improve(candidate, spec, bench, phase, checkpoint, on_step, _looks(watch, spec, bench, phase))
         with phase("recalibrate"):
             reestimate_batchnorm(candidate, bench.calibration(config))
         with phase("evaluate"):
@@ -191,7 +219,27 @@ def train(
         )
     if tuned.value < oneshot.value:
         candidate.load_state_dict(before)
-    return Trained(candidate, max(tuned, oneshot, key=lambda s: s.value), oneshot)
+    best = max(tuned, oneshot, key=lambda s: s.value)
+    return Trained(candidate, best, oneshot, rungs=watch.rungs if watch else {})
+
+
+def _looks(watch: Watch | None, spec: TrialSpec, bench: Workbench, phase: Any) -> dict[float, Look]:
+    """At which parts of the fine-tuning the trial is looked at, and how: none where that would cost too much, where the
+    clock ends the training, or where the model is not itself before the end."""
+    config, task = spec.finetune, bench.task
+    num_steps = config.num_steps(len(task.train))
+    if watch is None or not num_steps or config.seconds or config.atcd == "project" or config.sparsity_until:
+        return {}
+
+    def look(stage: str, model: nn.Module) -> None:
+        devices = [bench.device] if bench.device.type == "cuda" else []
+        with phase("rungs"), torch.random.fork_rng(devices), suppress(NonFiniteError):
+            reestimate_batchnorm(model, bench.calibration(config))
+            watch.look(stage, _validate(model, bench))
+
+    num_examples = len(task.validation) + config.calibration_examples
+    parts = [part for part in RUNGS if worth_a_look(part, num_steps, config.batch_size, num_examples)]
+    return {part: partial(look, RUNGS[part]) for part in parts}
 
 
 def _improve(
@@ -201,6 +249,7 @@ def _improve(
     phase: Any,
     checkpoint: Path | None,
     on_step: Progress | None,
+    looks: Mapping[float, Look],
 ) -> None:
     """Layer by layer, unless a checkpoint says that this is done, then end to end."""
     config, plan, layers = spec.finetune, spec.plan, bench.layers
@@ -212,7 +261,7 @@ def _improve(
         batches = bench.batches(config, spec.seed)
         finetune(
             candidate, batches, bench.task, config, bench.device,
-            plan=plan, layers=layers, dense=bench.dense, checkpoint=checkpoint, on_step=on_step,
+            plan=plan, layers=layers, dense=bench.dense, checkpoint=checkpoint, on_step=on_step, looks=looks,
         )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def _search(task: "Task", config: "SearchConfig") -> "Study":
 
 
 def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Format) -> None:
-    from ranksearch.study.summary import chance_accuracy, dense_row, doubts, failures, gain_over_rules
+    from ranksearch.study.summary import chance_accuracy, dense_row, doubts, failures, gain_over_rules, pruned
 
     trials, front = study.trials(), study.pareto()
     dense = dense_row(trials)
@@ -85,6 +85,9 @@ def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Fo
         _note(f"warning: {doubt}")
     for failure in failures(trials):
         _note(f"{len(failure.trials)} failed, the first one trial {failure.trials[0]}: {failure.reason}")
+    if (stopped := pruned(trials)) is not None:
+        saved = figures.duration(stopped.seconds_saved)
+        _note(f"pruned   {stopped.num} trials that would hardly have joined the front, about {saved} saved")
     if (gain := gain_over_rules(trials)) is not None:
         share = gain.found / gain.by_rules
         _note(f"gain     {gain.found:.3f} of hypervolume, {share:.2f} times that of uniform plans alone")

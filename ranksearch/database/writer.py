@@ -149,6 +149,7 @@ def _finish_trial(connection: Connection, study: str, number: int, result: Trial
     connection.execute(update(schema.trial).where(schema.trial.c.id == row["id"]), rows.finished_row(result, finished))
     if result.measurement:
         _insert_measurement(connection, row["id"], result.measurement, "search", finished)
+    _insert(connection, schema.score, rows.stage_rows(row["id"], result))
     _insert(connection, schema.timing, [rows.timing_row(row["id"], phase, s) for phase, s in result.seconds.items()])
 
 

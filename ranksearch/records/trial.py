@@ -58,7 +58,10 @@ class TrialSpec(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialResult(Record):
-    """What came of a trial. `state` is complete or failed; a failed one has a `reason` and may lack the rest."""
+    """What came of a trial. One that is failed or pruned has a `reason`; a failed one may lack the rest.
+
+    A pruned trial was stopped since it would hardly have joined the front: it has no score, but what was `expected`.
+    """
 
     key: str  # key_of(spec)
     state: TrialState
@@ -66,6 +69,8 @@ class TrialResult(Record):
     details: str | None = None  # a traceback, kept for people
     score: Score | None = None
     oneshot: Score | None = None  # after BatchNorm re-estimation, before fine-tuning
+    rungs: Mapping[str, Score] = field(default_factory=dict[str, Score])  # part of the fine-tuning done -> score then
+    expected: Score | None = None  # in the end, when it was pruned: forecast from so many trials
     measurement: Measurement | None = None
     parameters: int | None = None
     macs: int | None = None

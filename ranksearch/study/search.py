@@ -77,6 +77,7 @@ class SearchConfig:
     profile_seconds: float = 60.0  # for latencies and for losses, each, of a new study; 0: uniform plans are its seeds
     max_drop: float | None = None  # of accuracy below the dense model's, that proposals keep to
     min_speedup: float | None = None
+    prune_below: float = 0.05  # a trial is stopped that joins the front with a smaller probability; 0: none is
     executor: str = "ray"  # ray | inline
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     trial_timeout_seconds: float | None = None
@@ -98,6 +99,8 @@ class SearchConfig:
                 raise ConfigError(f"{name} is {got!r}{nearest(got, allowed)}; it must be one of {', '.join(allowed)}")
         if self.profile_seconds < 0:
             raise ConfigError(f"profile seconds are {self.profile_seconds:g}; they must be 0 (no profile) or more")
+        if not 0 <= self.prune_below < 1:
+            raise ConfigError(f"prune below is {self.prune_below:g}; it must be 0 (no trial) or a probability below 1")
         if self.trial_timeout_seconds is not None and self.trial_timeout_seconds <= 0:
             raise ConfigError(f"trial timeout is {self.trial_timeout_seconds:g} s; it must be more than 0")
 
@@ -278,6 +281,7 @@ def _run_trials(
             in_driver=config.executor == "inline",
             on_trial=listener.on_trial,
             extras=extras,
+            prune_below=config.prune_below,
         )
         listener.on_start(study, trials, config.budget)
         source.adopt_orphans()

@@ -25,6 +25,7 @@ from ranksearch.records import (
     TrialState,
     key_of,
 )
+from ranksearch.study.bars import bar_of
 from ranksearch.study.mirror import OptunaMirror, values_of
 from ranksearch.study.sampler import Sampler
 from ranksearch.workers.executor import Job, left_behind
@@ -46,7 +47,8 @@ def now() -> str:
 
 class StudySource:
     """Gives jobs until `budget` logical trials are finished, and the `extras`, which no budget counts. A retry takes
-    the place of the trial it repeats.
+    the place of the trial it repeats. A trial that joins the front with a probability of less than `prune_below` is
+    stopped, which is an end like another.
 
     Raises TooManyFailuresError when the dense model's own trial failed for good, or more than `max_failures` others.
     """
@@ -65,11 +67,13 @@ class StudySource:
         in_driver: bool,
         on_trial: Callable[[TrialRecord], None],
         extras: Sequence[SeedPlan] = (),
+        prune_below: float = 0.0,
     ) -> None:
         self._database, self._mirror, self._study, self._outbox = database, mirror, study, outbox
         self._trials = {trial.number: trial for trial in trials}
         self._sampler = make_sampler(trials)
         self._budget, self._max_failures, self._on_trial = budget, max_failures, on_trial
+        self._prune_below = prune_below
         self._in_driver = in_driver  # trials run in this process
         self._dry = False  # the space holds no more plans
         self._recipes = {recipe.name: recipe.finetune for recipe in study.recipes}
@@ -93,7 +97,8 @@ class StudySource:
         self._trials[record.number] = record
         self._sampler.observe(record)
         self._on_trial(record)
-        return Job(record.number, record.spec, self._measured(record.spec.plan))
+        bar = bar_of(record, self._trials, self._front, self._study.objectives, self._prune_below)
+        return Job(record.number, record.spec, self._measured(record.spec.plan), bar)
 
     def _measured(self, plan: Plan) -> Measurement | None:
         """The latency of an equal plan, measured before. The dense model's own is what milliseconds are counted in, so

@@ -8,8 +8,11 @@ import pytest
 
 from ranksearch.database import Database
 from ranksearch.outbox import Outbox
+from ranksearch.pruning import StoppedError, Watch
 from ranksearch.records import (
     DENSE,
+    ONE_SHOT,
+    Bar,
     Cost,
     Environment,
     FinetuneConfig,
@@ -96,26 +99,42 @@ def measurement(ratio: float) -> Measurement:
     )
 
 
-def pretend(spec: TrialSpec, study: StudyRecord) -> TrialResult:
-    """Fewer MACs are faster and less accurate, with some noise that the plan decides."""
+def pretend(spec: TrialSpec, study: StudyRecord, bar: Bar | None = None) -> TrialResult:
+    """Fewer MACs are faster and less accurate, with some noise that the plan decides. A bar stops as in a trial."""
     space = SearchSpace.of(study)
     indices = space.indices(spec.plan)
     kept = sum(lay.options[indices[lay.name]].cost.macs / lay.cost.macs for lay in space.searched) / len(space.searched)
     noise = int(key_of(spec), 16) % 1000 / 100_000
     share = sum(choice.method == "channel_svd" for choice in spec.plan.values()) / len(space.searched)
     accuracy = 0.95 - 0.3 * (1 - kept) ** 2 - 0.2 * share - noise  # spatial_svd is the better method
-    return TrialResult(
+    scores = [Score(value=a, low=a - 0.01, high=a + 0.01, num_examples=1000) for a in (accuracy, 2 * accuracy - 0.95)]
+    result = TrialResult(
         key=key_of(spec),
         state=TrialState.COMPLETE,
-        score=Score(value=accuracy, low=accuracy - 0.01, high=min(1.0, accuracy + 0.01), num_examples=1000),
+        score=scores[0],
+        oneshot=scores[1],
         measurement=measurement(0.2 + 0.8 * kept + noise),
         parameters=100,
         macs=1000,
         bytes=400,
         peak_memory_bytes=10**6,
-        seconds={"finetune": 0.1},
+        seconds={"finetune": 0.1, "measure": 0.2},
         environment=ENVIRONMENT,
     )
+    try:
+        if bar is not None:
+            Watch(bar, {"latency": result.value_of("latency")}).look(ONE_SHOT, scores[1])
+    except StoppedError as stopped:
+        seconds = {"finetune": 0.0, "measure": 0.2}
+        return replace(
+            result,
+            state=TrialState.PRUNED,
+            score=None,
+            reason=str(stopped),
+            expected=stopped.expected,
+            seconds=seconds,
+        )
+    return result
 
 
 class Killed(BaseException):
@@ -131,6 +150,7 @@ class Bench:
     told: list = field(default_factory=list)
     max_failures: int = 10
     in_driver: bool = False
+    prune_below: float = 0.0
 
     @property
     def url(self) -> str:
@@ -165,6 +185,7 @@ class Bench:
             max_failures=self.max_failures,
             in_driver=self.in_driver,
             on_trial=self.told.append,
+            prune_below=self.prune_below,
         )
         source.adopt_orphans()
         return source
@@ -181,7 +202,8 @@ class Bench:
                     assert source.exhausted
                     return
                 job = running.popleft()
-                source.complete(job, (outcome or pretend)(job.spec, self.study))
+                result = outcome(job.spec, self.study) if outcome else pretend(job.spec, self.study, job.bar)
+                source.complete(job, result)
 
 
 @pytest.fixture

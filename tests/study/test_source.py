@@ -14,7 +14,7 @@ from optuna.trial import TrialState as OptunaState
 from ranksearch.database import Database
 from ranksearch.errors import TooManyFailuresError
 from ranksearch.records import FinetuneConfig, MeasureConfig, Plan, TrialResult, TrialState, key_of
-from ranksearch.study.mirror import OptunaMirror
+from ranksearch.study.mirror import OPTUNA_STATE, OptunaMirror
 from ranksearch.study.search import SearchConfig, run_search
 from ranksearch.study.source import LOST_IN_DRIVER, LOST_WITH_DRIVER, MAX_RETRIES, StudySource
 from tests.study.conftest import Bench, Killed, measurement, pretend, study_record
@@ -49,7 +49,7 @@ def check_study(url: str, name: str, budget: int) -> None:
     study = optuna.load_study(study_name=name, storage=url)
     states = {row.number: row.state for row in rows}
     for trial in study.get_trials():
-        wanted = {TrialState.COMPLETE: OptunaState.COMPLETE, TrialState.FAILED: OptunaState.FAIL}[states[trial.number]]
+        wanted = OPTUNA_STATE[states[trial.number]]
         assert trial.state is wanted
         if wanted is OptunaState.COMPLETE:
             row = rows[trial.number].result
