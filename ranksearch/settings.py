@@ -71,6 +71,9 @@ class Settings(BaseModel):
     prune_below: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="A trial is stopped that joins the front with a smaller probability; 0: none is."
     )
+    longer: Annotated[int, Field(ge=0)] = Field(
+        4, description="In the last tenth of the budget the front's plans are trained so many times as long; 0: not."
+    )
     executor: str = Field("ray", description="ray, or inline: in this process, one trial after the other.")
     address: str | None = Field(
         None, description="A running Ray cluster: auto or host:port. A private one when absent."
@@ -173,6 +176,7 @@ class Settings(BaseModel):
             sampler=self.sampler,
             profile_seconds=self.profile_seconds,
             prune_below=self.prune_below,
+            longer=self.longer,
             executor=self.executor,
             cluster=ClusterConfig(
                 address=self.address,

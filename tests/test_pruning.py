@@ -130,7 +130,7 @@ def never(**parts) -> Bar:
 
 @pytest.mark.parametrize("strategy", [{}, {"ema": 0.8}, {"optimizer": "adamw"}], ids=str)
 def test_looking_changes_nothing(bench, strategy):
-    long = spec(NARROW, **{"steps": 40, "batch_size": 64, "calibration_examples": 64} | strategy)
+    long = spec(NARROW, **{"steps": 8, "calibration_examples": 64} | strategy)
     torch.manual_seed(3)
     alone = train(start(long, bench), long, bench)
     torch.manual_seed(4)
@@ -145,7 +145,7 @@ def test_looking_changes_nothing(bench, strategy):
 
 def test_a_rung_sees_the_model_as_if_training_were_over(bench):
     """The averaged weights, BatchNorm re-estimated: at a constant rate, what a training of half the steps gives."""
-    half, whole = (spec(NARROW, steps=n, ema=0.8, schedule="constant", calibration_examples=64) for n in (20, 40))
+    half, whole = (spec(NARROW, steps=n, ema=0.8, schedule="constant", calibration_examples=64) for n in (10, 20))
     watch = Watch(never(), {"latency": 1.0})
     train(start(whole, bench), whole, bench, watch=watch)
     short = train(start(half, bench), half, bench)
@@ -169,7 +169,7 @@ def test_a_pruned_trial_has_its_latency_its_scores_and_the_reason(bench):
 
 def test_a_trial_is_stopped_half_way(bench):
     hopeless = bar(front=((0.0, 2.0),), finished={"1/2": HELPED[ONE_SHOT]})
-    result = run(spec(NARROW, steps=40, calibration_examples=64), bench, measurement(0.5), hopeless)
+    result = run(spec(NARROW, steps=8, calibration_examples=64), bench, measurement(0.5), hopeless)
     assert result.state is TrialState.PRUNED, result.reason
     assert result.reason.startswith("1/2 ")
     assert set(result.rungs) == {"1/4", "1/2"}

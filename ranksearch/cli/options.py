@@ -28,7 +28,7 @@ P = ParamSpec("P")
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model and data": ("model", "weights", "train", "data", "metric", "normalize"),
     "Search": (
-        *("space", "budget", "sampler", "profile_seconds", "prune_below", "seed", "study", "storage"),
+        *("space", "budget", "sampler", "profile_seconds", "prune_below", "longer", "seed", "study", "storage"),
         "max_failures",
     ),
     "Where trials run": (

@@ -184,6 +184,7 @@ def _time_needed(task: "Task", config: "SearchConfig") -> str:
     import torch
 
     from ranksearch.study.estimate import estimate
+    from ranksearch.study.longer import num_longer
     from ranksearch.study.search import device_of
     from ranksearch.workers.executor import available_cores
 
@@ -193,8 +194,9 @@ def _time_needed(task: "Task", config: "SearchConfig") -> str:
     cores = config.cluster.cpus_per_trial or available_cores()
     estimates = [estimate(task, recipe.finetune, config.measure, device, cores) for recipe in config.recipes]
     found = max(estimates, key=lambda each: each.trial)
+    total = config.budget * found.trial + max(0, config.longer - 1) * num_longer(config.budget) * found.train
     return (
         f"time: up to {figures.duration(found.trial)} a trial (training {figures.duration(found.train)}, evaluating "
         f"{figures.duration(found.evaluate)}, measuring {figures.duration(found.measure)}), "
-        f"{figures.duration(config.budget * found.trial)} in all, one at a time, from a few timed steps on this machine"
+        f"{figures.duration(total)} in all, one at a time, from a few timed steps on this machine"
     )

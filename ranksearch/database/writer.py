@@ -129,7 +129,8 @@ def _start_trial(connection: Connection, study: str, trial: TrialRecord) -> None
 def _check_belongs(trial: TrialRecord, specs: Mapping[str, TrialSpec]) -> None:
     if trial.state is not TrialState.RUNNING or trial.result or trial.finished:
         raise ValueError(f"trial {trial.number} is {trial.state.value}; a trial starts without a result")
-    if trial.recipe is None and trial.spec.parent is None:
+    is_another_s = trial.origin.startswith(("longer:", "putback:"))  # as the trial was trained, or longer
+    if trial.recipe is None and trial.spec.parent is None and not is_another_s:
         raise ValueError(f"trial {trial.number} has a recipe of its own, and no parent whose model it goes on from")
     first = next(iter(specs.values()))
     dense = specs.get(trial.recipe) if trial.recipe else replace(first, finetune=trial.spec.finetune)

@@ -98,8 +98,8 @@ class TrialRecord(Record):
     """A trial as it stands in the database. A retry is a new row that names the row it replaces."""
 
     number: int
-    # dense | seed:NAME | sampler | putback:TRIAL, its plan with layers dense that cost time | finetune:TRIAL, its model
-    # trained for longer
+    # dense | seed:NAME | sampler | longer:TRIAL, its plan trained for longer | putback:TRIAL, its plan with layers
+    # dense again that cost time | finetune:TRIAL, its model trained on
     origin: str
     spec: TrialSpec
     recipe: str | None  # which of its study's recipes the spec has; None where it has its own

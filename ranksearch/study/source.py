@@ -26,6 +26,7 @@ from ranksearch.records import (
     key_of,
 )
 from ranksearch.study.bars import bar_of
+from ranksearch.study.longer import num_longer, the_next_longer
 from ranksearch.study.mirror import OptunaMirror, values_of
 from ranksearch.study.sampler import Sampler
 from ranksearch.workers.executor import Job, left_behind
@@ -48,7 +49,8 @@ def now() -> str:
 class StudySource:
     """Gives jobs until `budget` logical trials are finished, and the `extras`, which no budget counts. A retry takes
     the place of the trial it repeats. A trial that joins the front with a probability of less than `prune_below` is
-    stopped, which is an end like another.
+    stopped, which is an end like another. The last of the budget goes to the front's plans, trained `longer` times as
+    long; 0: to proposals as before.
 
     Raises TooManyFailuresError when the dense model's own trial failed for good, or more than `max_failures` others.
     """
@@ -68,12 +70,13 @@ class StudySource:
         on_trial: Callable[[TrialRecord], None],
         extras: Sequence[SeedPlan] = (),
         prune_below: float = 0.0,
+        longer: int = 0,
     ) -> None:
         self._database, self._mirror, self._study, self._outbox = database, mirror, study, outbox
         self._trials = {trial.number: trial for trial in trials}
         self._sampler = make_sampler(trials)
         self._budget, self._max_failures, self._on_trial = budget, max_failures, on_trial
-        self._prune_below = prune_below
+        self._prune_below, self._longer_times = prune_below, longer
         self._in_driver = in_driver  # trials run in this process
         self._dry = False  # the space holds no more plans
         self._recipes = {recipe.name: recipe.finetune for recipe in study.recipes}
@@ -119,32 +122,45 @@ class StudySource:
     def _proposals(self) -> Iterator[TrialRecord]:
         for lost in self._awaiting():
             attempt = lost.attempt + (not _is_blameless(lost))
-            proposal = Proposal(plan=lost.spec.plan, recipe=lost.recipe or self._first)
-            yield self._record(proposal, lost.origin, attempt=attempt, retry_of=lost.number)
+            yield self._record(lost.origin, lost.spec, lost.recipe, attempt=attempt, retry_of=lost.number)
         if self._extras:
             yield self._seeded(self._extras.popleft())
         if self.num_claimed >= self._budget:
             return
         if self._seeds:
             yield self._seeded(self._seeds.popleft())
+        if (longer := self._longer()) is not None:
+            yield self._record(*longer, recipe=None)
         proposal = None if self._dry else self._sampler.propose()
         if proposal is None:
             self._dry = True
             return
-        yield self._record(proposal, "sampler")
+        yield self._record("sampler", self._spec(proposal), proposal.recipe)
 
     def _seeded(self, seed: SeedPlan) -> TrialRecord:
-        return self._record(Proposal(plan=seed.plan, recipe=seed.recipe or self._first), seed.origin)
+        if seed.origin.startswith(PUT_BACK):
+            whose = self._trials[int(seed.origin.removeprefix(PUT_BACK))]
+            return self._record(seed.origin, replace(whose.spec, plan=seed.plan), whose.recipe)
+        proposal = Proposal(plan=seed.plan, recipe=seed.recipe or self._first)
+        return self._record(seed.origin, self._spec(proposal), proposal.recipe)
 
-    def _record(self, chosen: Proposal, origin: str, *, attempt: int = 0, retry_of: int | None = None) -> TrialRecord:
+    def _longer(self) -> tuple[str, TrialSpec] | None:
+        """In the last of the budget."""
+        is_time = self._longer_times and self.num_claimed >= self._budget - num_longer(self._budget)
+        return the_next_longer(self._trials, self._front, self._longer_times) if is_time else None
+
+    def _spec(self, chosen: Proposal) -> TrialSpec:
         study, finetune = self._study, self._recipes[chosen.recipe]
+        return TrialSpec(study=study.key, plan=chosen.plan, seed=study.seed, finetune=finetune, measure=study.measure)
+
+    def _record(
+        self, origin: str, spec: TrialSpec, recipe: str | None, *, attempt: int = 0, retry_of: int | None = None
+    ) -> TrialRecord:
         return TrialRecord(
             number=len(self._trials),
             origin=origin,
-            spec=TrialSpec(
-                study=study.key, plan=chosen.plan, seed=study.seed, finetune=finetune, measure=study.measure
-            ),
-            recipe=chosen.recipe,
+            spec=spec,
+            recipe=recipe,
             attempt=attempt,
             retry_of=retry_of,
             started=now(),

@@ -1,6 +1,7 @@
 """A study whose trials are pretended: plans have costs, results are made up, the database is real."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ranksearch.records import (
     Option,
     Recipe,
     Score,
+    SeedPlan,
     StudyRecord,
     TrialResult,
     TrialSpec,
@@ -106,7 +108,8 @@ def pretend(spec: TrialSpec, study: StudyRecord, bar: Bar | None = None) -> Tria
     kept = sum(lay.options[indices[lay.name]].cost.macs / lay.cost.macs for lay in space.searched) / len(space.searched)
     noise = int(key_of(spec), 16) % 1000 / 100_000
     share = sum(choice.method == "channel_svd" for choice in spec.plan.values()) / len(space.searched)
-    accuracy = 0.95 - 0.3 * (1 - kept) ** 2 - 0.2 * share - noise  # spatial_svd is the better method
+    short = (20 / spec.finetune.steps) ** 0.25
+    accuracy = 0.95 - 0.3 * short * (1 - kept) ** 2 - 0.2 * share - noise  # spatial_svd is the better method
     scores = [Score(value=a, low=a - 0.01, high=a + 0.01, num_examples=1000) for a in (accuracy, 2 * accuracy - 0.95)]
     result = TrialResult(
         key=key_of(spec),
@@ -151,6 +154,7 @@ class Bench:
     max_failures: int = 10
     in_driver: bool = False
     prune_below: float = 0.0
+    longer: int = 0
 
     @property
     def url(self) -> str:
@@ -163,7 +167,7 @@ class Bench:
     def database(self) -> Database:
         return Database.open(self.url)
 
-    def source(self, database: Database, budget: int) -> StudySource:
+    def source(self, database: Database, budget: int, extras: Sequence[SeedPlan] = ()) -> StudySource:
         """As a driver starts: read the study, catch up, adopt orphans."""
         study = database.load_study(self.study.name)
         if study is None:
@@ -185,7 +189,9 @@ class Bench:
             max_failures=self.max_failures,
             in_driver=self.in_driver,
             on_trial=self.told.append,
+            extras=extras,
             prune_below=self.prune_below,
+            longer=self.longer,
         )
         source.adopt_orphans()
         return source

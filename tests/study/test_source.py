@@ -44,7 +44,7 @@ def check_study(url: str, name: str, budget: int) -> None:
     assert not [row for row in rows if row.state is TrialState.RUNNING]
     retries = Counter(row.retry_of for row in rows if row.retry_of is not None)
     assert all(count == 1 for count in retries.values()), "a trial was retried twice"
-    plans = Counter(row.spec.plan for row in rows if row.number not in superseded)
+    plans = Counter((row.spec.plan, row.spec.finetune) for row in rows if row.number not in superseded)
     assert max(plans.values()) == 1, "a plan was evaluated twice"
     study = optuna.load_study(study_name=name, storage=url)
     states = {row.number: row.state for row in rows}
