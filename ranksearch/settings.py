@@ -89,6 +89,9 @@ class Settings(BaseModel):
     max_failures: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Failed trials after which the run stops. A tenth of the budget, at least 10, when absent."
     )
+    weights_limit_mb: Annotated[float, Field(ge=0)] = Field(
+        2048, description="MiB of trained weights kept beside the database. The front's are kept in any case."
+    )
     finetune: FinetuneTable = Field({}, description="What wins over the space's recipes.")
     measure: MeasureConfig = MeasureConfig()
 
@@ -186,6 +189,7 @@ class Settings(BaseModel):
             ),
             trial_timeout_seconds=self.trial_timeout,
             max_failures=self.max_failures,
+            weights_limit_mb=self.weights_limit_mb,
             settings=self.task_settings(),
         )
 

@@ -11,7 +11,7 @@ Knows nothing of Ray, Optuna or SQL. What is computed once per worker lives in `
 
 import copy
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,11 +30,12 @@ from ranksearch.evaluate import evaluate
 from ranksearch.factorize.rebuilt import ContractibleLayer
 from ranksearch.finetune import finetune, from_scratch, memory_format, reconstruct
 from ranksearch.forwards import choose_forwards
+from ranksearch.inherit import inherit
 from ranksearch.pruning import RUNGS, StoppedError, Watch, worth_a_look
 from ranksearch.records import ONE_SHOT, Bar, Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.workbench import Workbench
 
-__all__ = ["Progress", "Trained", "run", "run_the_faster_way", "start", "train"]
+__all__ = ["Progress", "Trained", "restored", "run", "run_the_faster_way", "start", "train"]
 
 Progress: TypeAlias = Callable[[float, float], None]  # the part that is done, 0 to 1, and the loss
 Look: TypeAlias = Callable[[nn.Module], None]  # at a copy of the model, which it may change
@@ -58,11 +59,18 @@ class _Phases:
             self._within = before + taken
 
 
-def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None, bar: Bar | None = None) -> TrialResult:
+def run(
+    spec: TrialSpec,
+    bench: Workbench,
+    measured: Measurement | None = None,
+    bar: Bar | None = None,
+    ancestors: Sequence[TrialSpec] = (),
+) -> TrialResult:
     """Run one trial. Never raises for what a trial does wrong: the result then is `failed`, with the reason.
 
     `measured` is the plan's latency where it is known already; it is not measured then. A trial that will hardly pass
     the `bar` is stopped, and `pruned`; what becomes of one that is not stopped does not depend on it.
+    `ancestors`: as `start` takes them.
     """
     start = perf_counter()
     phase = _Phases()
@@ -70,7 +78,7 @@ def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None, 
     failure: dict[str, Any] = {}
     found: dict[str, Any] = {}
     try:
-        for name, value in _steps(spec, bench, phase, measured, bar):
+        for name, value in _steps(spec, bench, phase, measured, bar, ancestors):
             found |= {name: value}  # at once: what was found before a failure is kept
     except Exception as error:  # noqa: BLE001 - one bad trial must not end the run, whatever it raised
         reason, details = _one_line(error), traceback.format_exc(limit=-8)
@@ -92,11 +100,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _steps(
-    spec: TrialSpec, bench: Workbench, phase: _Phases, measured: Measurement | None, bar: Bar | None
+    spec: TrialSpec,
+    bench: Workbench,
+    phase: _Phases,
+    measured: Measurement | None,
+    bar: Bar | None,
+    ancestors: Sequence[TrialSpec],
 ) -> Iterator[tuple[str, Any]]:
     """The fields of the result, each as soon as it is known, so that a failed trial keeps what it had."""
     with bench.lock.shared(), phase("compress"):
-        candidate = start(spec, bench)
+        candidate = start(spec, bench, ancestors)
         cost = plan_cost(bench.layers, spec.plan, bench.dense_cost)
     yield "parameters", cost.parameters
     yield "macs", cost.macs
@@ -137,8 +150,27 @@ def _stopped(watch: Watch | None, stopped: StoppedError) -> Iterator[tuple[str, 
     yield "state", TrialState.PRUNED
 
 
-def start(spec: TrialSpec, bench: Workbench) -> nn.Module:
-    """The model that is trained: the dense one compressed, or a net of that form that was never trained."""
+def restored(bench: Workbench, lineage: Sequence[TrialSpec]) -> nn.Module:
+    """The trained model of a finished trial: from its kept weights, or trained again where they are not here.
+
+    lineage: the trial's spec last, before it those whose models it goes on from.
+    """
+    *before, spec = lineage
+    weights = bench.outbox.weights(key_of(spec)) if bench.outbox is not None else None
+    if weights is None:
+        return train(start(spec, bench, before), spec, bench).model
+    candidate = bench.compress(spec.plan)
+    candidate.load_state_dict(weights)
+    return candidate.eval()
+
+
+def start(spec: TrialSpec, bench: Workbench, ancestors: Sequence[TrialSpec] = ()) -> nn.Module:
+    """The model that is trained: the dense one compressed, or a net of that form that was never trained; with the
+    weights of the last of `ancestors`, the spec's parent, where the plans agree."""
+    if ancestors:
+        candidate = bench.compress(spec.plan, bench.metrics(spec.finetune))
+        inherit(candidate, restored(bench, ancestors).state_dict(), ancestors[-1].plan, spec.plan)
+        return candidate
     if spec.finetune.init == "decompose" or not spec.plan:
         return bench.compress(spec.plan, bench.metrics(spec.finetune))
     torch.manual_seed(spec.seed)

@@ -44,8 +44,8 @@ class TrialState(StrEnum):
 class TrialSpec(Record):
     """All that decides a trial's outcome. `study` is the key of the study's fingerprint.
 
-    `parent` is the key of the spec whose trained model this one goes on from; None for one that starts from the dense
-    model, as those of a search do.
+    `parent` is the key of the spec whose trained weights this one takes over where the plans agree; None for one that
+    starts from the dense model, as those of a search do unless they inherit.
     """
 
     study: str

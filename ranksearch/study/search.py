@@ -83,6 +83,7 @@ class SearchConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     trial_timeout_seconds: float | None = None
     max_failures: int | None = None  # None: a tenth of the budget, at least 10
+    weights_limit_mb: float = 2048  # MiB beside the database; the front's weights are kept in any case
     settings: Mapping[str, str] = field(default_factory=dict[str, str])  # how model and data were named
 
     def __post_init__(self) -> None:
@@ -280,6 +281,7 @@ def _run_trials(
             ),
             budget=config.budget,
             outbox=outbox,
+            weights_limit_bytes=int(config.weights_limit_mb * 2**20),
             max_failures=config.max_failures if config.max_failures is not None else max(10, config.budget // 10),
             in_driver=config.executor == "inline",
             on_trial=listener.on_trial,

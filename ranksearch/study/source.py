@@ -29,6 +29,7 @@ from ranksearch.study.bars import bar_of
 from ranksearch.study.longer import num_longer, the_next_longer
 from ranksearch.study.mirror import OptunaMirror, values_of
 from ranksearch.study.sampler import Sampler
+from ranksearch.study.weights import WeightStore
 from ranksearch.workers.executor import Job, left_behind
 
 __all__ = ["MAX_RETRIES", "PUT_BACK", "StudySource", "may_retry", "now"]
@@ -71,12 +72,14 @@ class StudySource:
         extras: Sequence[SeedPlan] = (),
         prune_below: float = 0.0,
         longer: int = 0,
+        weights_limit_bytes: int = 2**31,
     ) -> None:
         self._database, self._mirror, self._study, self._outbox = database, mirror, study, outbox
         self._trials = {trial.number: trial for trial in trials}
         self._sampler = make_sampler(trials)
         self._budget, self._max_failures, self._on_trial = budget, max_failures, on_trial
         self._prune_below, self._longer_times = prune_below, longer
+        self._weights = WeightStore(outbox, weights_limit_bytes)
         self._in_driver = in_driver  # trials run in this process
         self._dry = False  # the space holds no more plans
         self._recipes = {recipe.name: recipe.finetune for recipe in study.recipes}
@@ -101,7 +104,15 @@ class StudySource:
         self._sampler.observe(record)
         self._on_trial(record)
         bar = bar_of(record, self._trials, self._front, self._study.objectives, self._prune_below)
-        return Job(record.number, record.spec, self._measured(record.spec.plan), bar)
+        return Job(record.number, record.spec, self._measured(record.spec.plan), bar, self._ancestors(record.spec))
+
+    def _ancestors(self, spec: TrialSpec) -> tuple[TrialSpec, ...]:
+        specs = {key_of(trial.spec): trial.spec for trial in self._trials.values()} if spec.parent else {}
+        found: list[TrialSpec] = []
+        while spec.parent is not None:
+            spec = specs[spec.parent]
+            found.insert(0, spec)
+        return tuple(found)
 
     def _measured(self, plan: Plan) -> Measurement | None:
         """The latency of an equal plan, measured before. The dense model's own is what milliseconds are counted in, so
@@ -135,7 +146,7 @@ class StudySource:
         if proposal is None:
             self._dry = True
             return
-        yield self._record("sampler", self._spec(proposal), proposal.recipe)
+        yield self._record("sampler", self._heir(self._spec(proposal)), proposal.recipe)
 
     def _seeded(self, seed: SeedPlan) -> TrialRecord:
         if seed.origin.startswith(PUT_BACK):
@@ -152,6 +163,10 @@ class StudySource:
     def _spec(self, chosen: Proposal) -> TrialSpec:
         study, finetune = self._study, self._recipes[chosen.recipe]
         return TrialSpec(study=study.key, plan=chosen.plan, seed=study.seed, finetune=finetune, measure=study.measure)
+
+    def _heir(self, spec: TrialSpec) -> TrialSpec:
+        is_one = spec.finetune.inherit and spec.plan
+        return replace(spec, parent=self._weights.parent_of(spec.plan, self._trials, self._front)) if is_one else spec
 
     def _record(
         self, origin: str, spec: TrialSpec, recipe: str | None, *, attempt: int = 0, retry_of: int | None = None
@@ -215,9 +230,9 @@ class StudySource:
             )
 
     def _keep_front_weights(self, record: TrialRecord) -> None:
-        """Weights of dominated trials are dropped: only a front's models are taken home."""
+        """Weights of dominated trials are dropped: only a front's models are taken home, or passed on."""
         if self._update_front(record):
-            self._outbox.drop_weights_except({key_of(self._trials[n].spec) for n in self._front} | self._running_keys())
+            self._weights.tidy(self._trials, self._front)
 
     def _update_front(self, record: TrialRecord) -> bool:
         """Returns whether `record` is complete, and so may have changed which weights are wanted."""
@@ -229,9 +244,6 @@ class StudySource:
             self._front = {n: other for n, other in self._front.items() if not _dominates(losses, other)}
             self._front[record.number] = losses
         return True
-
-    def _running_keys(self) -> set[str]:
-        return {key_of(t.spec) for t in self._trials.values() if t.state is TrialState.RUNNING}
 
 
 def _without_samples(result: TrialResult) -> TrialResult:

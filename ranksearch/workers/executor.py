@@ -26,6 +26,7 @@ class Job:
     spec: TrialSpec
     measurement: Measurement | None = None  # of the same plan, known already: a worker does not measure it again
     bar: Bar | None = None  # what the trial has to pass to be trained to its end
+    ancestors: tuple[TrialSpec, ...] = ()  # the trials whose models it goes on from, the first of them first
 
 
 class TrialSource(Protocol):

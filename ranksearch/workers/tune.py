@@ -199,7 +199,7 @@ class _TrialWorker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        spec = TrialSpec.from_json(json.loads(self._config["spec"]))
+        *ancestors, spec = map(TrialSpec.from_json, json.loads(self._config["lineage"]))
         measured, bar = self._config["measurement"], self._config["bar"]
         with watchdog(self._setup.trial_timeout_seconds, key_of(spec), self._bench.outbox):
             result = run(
@@ -207,6 +207,7 @@ class _TrialWorker(tune.Trainable):
                 self._bench,
                 measured and Measurement.from_json(json.loads(measured)),
                 bar and Bar.from_json(json.loads(bar)),
+                ancestors,
             )
         if self._bench.outbox is not None:
             self._bench.outbox.put_result(result)
@@ -241,7 +242,8 @@ class _SourceSearcher(Searcher):
             return Searcher.FINISHED if self.error or self._source.exhausted else None
         self._jobs[trial_id] = job
         known = {"measurement": job.measurement, "bar": job.bar}
-        return {"spec": json.dumps(job.spec.to_json()), "number": job.number} | {
+        lineage = [spec.to_json() for spec in (*job.ancestors, job.spec)]
+        return {"lineage": json.dumps(lineage), "number": job.number} | {
             name: record and json.dumps(record.to_json()) for name, record in known.items()
         }
 

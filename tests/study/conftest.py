@@ -155,6 +155,7 @@ class Bench:
     in_driver: bool = False
     prune_below: float = 0.0
     longer: int = 0
+    weights_limit_bytes: int = 2**31
 
     @property
     def url(self) -> str:
@@ -192,6 +193,7 @@ class Bench:
             extras=extras,
             prune_below=self.prune_below,
             longer=self.longer,
+            weights_limit_bytes=self.weights_limit_bytes,
         )
         source.adopt_orphans()
         return source
