@@ -108,7 +108,7 @@ def test_the_net_is_the_trained_one_and_without_its_weights_one_of_its_form(stud
     files.put_weights(key, model)
     again(study, [1], task)
     files.keep_weights(set())
-    monkeypatch.setattr("ranksearch.study.study.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("ranksearch.trial.train", lambda *_: pytest.fail("trained again"))
     again(study, [1], task)
     trained, untrained = (call[1].state_dict() for call in measured)
     assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
