@@ -76,7 +76,7 @@ def pruned(trials: pd.DataFrame) -> Pruned | None:
     stopped = trials[trials.state == TrialState.PRUNED]
     if stopped.empty:
         return None
-    measuring = trials.get("seconds_measure", trials.seconds_total * 0).fillna(0)  # is done in any case
+    measuring = trials.seconds_measure.fillna(0) if "seconds_measure" in trials else 0.0  # is done in any case
     seconds = trials.seconds_total - measuring
     usual = seconds[(trials.state == TrialState.COMPLETE) & (trials.origin != "dense")].median()
     return Pruned(len(stopped), max(0.0, float((usual - seconds[stopped.index]).sum())))
