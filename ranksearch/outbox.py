@@ -9,6 +9,7 @@ on a host that does not see the directory leaves nothing: its trial is then run 
 
 import json
 import os
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,24 @@ class Outbox:
     def drop_result(self, key: str) -> None:
         (self.directory / f"{key}.json").unlink(missing_ok=True)
 
-    def drop_weights_except(self, keys: set[str]) -> None:
-        for path in self.directory.glob("*.safetensors"):
-            if path.stem not in keys:
-                path.unlink(missing_ok=True)
+    def has_weights(self, key: str) -> bool:
+        return (self.directory / f"{key}.safetensors").is_file()
+
+    def keep_weights(
+        self, must: Collection[str], may: Iterable[str] = (), spare: Collection[str] = (), limit_bytes: int = 0
+    ) -> int:
+        """Drop all but those of `must`, and of `may`, in this order, those that fit beside them under the limit. Those
+        of `spare` stay and are not counted. Returns the bytes of what was counted and kept."""
+        sizes = {path.stem: path.stat().st_size for path in self.directory.glob("*.safetensors")}
+        kept = {key for key in must if key in sizes}
+        total = sum(sizes[key] for key in kept)
+        for key in may:
+            if key in sizes and key not in kept and total + sizes[key] <= limit_bytes:
+                kept.add(key)
+                total += sizes[key]
+        for key in sizes.keys() - kept - set(spare):
+            (self.directory / f"{key}.safetensors").unlink(missing_ok=True)
+        return total
 
     def _write(self, name: str, write: object) -> None:
         """Write under another name, sync, rename: a reader sees all of it or nothing."""

@@ -68,6 +68,12 @@ class Settings(BaseModel):
     profile_seconds: Annotated[float, Field(ge=0)] = Field(
         60.0, description="For measuring what options do by themselves, before the first trial; 0: not at all."
     )
+    prune_below: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="A trial is stopped that joins the front with a smaller probability; 0: none is."
+    )
+    longer: Annotated[int, Field(ge=0)] = Field(
+        4, description="In the last tenth of the budget the front's plans are trained so many times as long; 0: not."
+    )
     executor: str = Field("ray", description="ray, or inline: in this process, one trial after the other.")
     address: str | None = Field(
         None, description="A running Ray cluster: auto or host:port. A private one when absent."
@@ -82,6 +88,9 @@ class Settings(BaseModel):
     )
     max_failures: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Failed trials after which the run stops. A tenth of the budget, at least 10, when absent."
+    )
+    weights_limit_mb: Annotated[float, Field(ge=0)] = Field(
+        2048, description="MiB of trained weights kept beside the database. The front's are kept in any case."
     )
     finetune: FinetuneTable = Field({}, description="What wins over the space's recipes.")
     measure: MeasureConfig = MeasureConfig()
@@ -169,6 +178,8 @@ class Settings(BaseModel):
             measure=self.measure,
             sampler=self.sampler,
             profile_seconds=self.profile_seconds,
+            prune_below=self.prune_below,
+            longer=self.longer,
             executor=self.executor,
             cluster=ClusterConfig(
                 address=self.address,
@@ -178,6 +189,7 @@ class Settings(BaseModel):
             ),
             trial_timeout_seconds=self.trial_timeout,
             max_failures=self.max_failures,
+            weights_limit_mb=self.weights_limit_mb,
             settings=self.task_settings(),
         )
 

@@ -11,9 +11,10 @@ Knows nothing of Ray, Optuna or SQL. What is computed once per worker lives in `
 
 import copy
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias, cast
@@ -28,33 +29,57 @@ from ranksearch.errors import DivergedError, NonFiniteError
 from ranksearch.factorize.rebuilt import ContractibleLayer
 from ranksearch.finetune import finetune, from_scratch, memory_format, reconstruct
 from ranksearch.forwards import choose_forwards
-from ranksearch.records import FinetuneConfig, Measurement, Score, TrialResult, TrialSpec, TrialState, key_of
+from ranksearch.inherit import inherit
+from ranksearch.pruning import RUNGS, StoppedError, Watch, worth_a_look
+from ranksearch.records import (
+    ONE_SHOT,
+    Bar,
+    FinetuneConfig,
+    Measurement,
+    Score,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+    key_of,
+)
 from ranksearch.workbench import Workbench
 
-__all__ = ["Progress", "Trained", "run", "run_the_faster_way", "start", "train"]
+__all__ = ["Progress", "Trained", "restored", "run", "run_the_faster_way", "start", "train"]
 
 Progress: TypeAlias = Callable[[float, float], None]  # the part that is done, 0 to 1, and the loss
+Look: TypeAlias = Callable[[nn.Module], None]  # at a copy of the model, which it may change
 
 
 class _Phases:
-    """Seconds spent in each named phase, sub-phases of one name added up."""
+    """Seconds spent in each named phase, sub-phases of one name added up; one within another counts for itself."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._within = 0.0  # the phase that is open
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = perf_counter()
+        start, before, self._within = perf_counter(), self._within, 0.0
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            taken = perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + taken - self._within
+            self._within = before + taken
 
 
-def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None) -> TrialResult:
+def run(
+    spec: TrialSpec,
+    bench: Workbench,
+    measured: Measurement | None = None,
+    bar: Bar | None = None,
+    ancestors: Sequence[TrialSpec] = (),
+) -> TrialResult:
     """Run one trial. Never raises for what a trial does wrong: the result then is `failed`, with the reason.
 
-    `measured` is the plan's latency where it is known already; it is not measured then.
+    `measured` is the plan's latency where it is known already; it is not measured then. A trial that will hardly pass
+    the `bar` is stopped, and `pruned`; what becomes of one that is not stopped does not depend on it.
+    `ancestors`: as `start` takes them.
     """
     start = perf_counter()
     phase = _Phases()
@@ -62,19 +87,19 @@ def run(spec: TrialSpec, bench: Workbench, measured: Measurement | None = None) 
     failure: dict[str, Any] = {}
     found: dict[str, Any] = {}
     try:
-        for name, value in _steps(spec, bench, phase, measured):
+        for name, value in _steps(spec, bench, phase, measured, bar, ancestors):
             found |= {name: value}  # at once: what was found before a failure is kept
     except Exception as error:  # noqa: BLE001 - one bad trial must not end the run, whatever it raised
-        failure = {"reason": _one_line(error), "details": traceback.format_exc(limit=-8)}
-    state = TrialState.FAILED if failure else TrialState.COMPLETE
+        reason, details = _one_line(error), traceback.format_exc(limit=-8)
+        failure = {"state": TrialState.FAILED, "reason": reason, "details": details}
+    found = {"state": TrialState.COMPLETE} | found | failure
     phase.seconds["overhead"] = perf_counter() - start - sum(phase.seconds.values())
     return TrialResult(
         key=key_of(spec),
-        state=state,
         peak_memory_bytes=memory.peak(bench.device),
         seconds=phase.seconds,
         environment=latency.environment(bench.device),
-        **found | failure,
+        **found,
     )
 
 
@@ -84,15 +109,20 @@ def _one_line(error: Exception) -> str:
 
 
 def _steps(
-    spec: TrialSpec, bench: Workbench, phase: _Phases, measured: Measurement | None
+    spec: TrialSpec,
+    bench: Workbench,
+    phase: _Phases,
+    measured: Measurement | None,
+    bar: Bar | None,
+    ancestors: Sequence[TrialSpec],
 ) -> Iterator[tuple[str, Any]]:
     """The fields of the result, each as soon as it is known, so that a failed trial keeps what it had."""
     with bench.lock.shared(), phase("compress"):
-        candidate = start(spec, bench)
+        candidate = start(spec, bench, ancestors)
         cost = plan_cost(bench.layers, spec.plan, bench.dense_cost)
     yield "parameters", cost.parameters
     yield "macs", cost.macs
-    yield "bytes", memory.tensor_bytes(candidate.state_dict())
+    yield "bytes", (num_bytes := memory.tensor_bytes(candidate.state_dict()))
     if any(isinstance(module, ContractibleLayer) for module in candidate.modules()):
         with phase("compress"):
             run_the_faster_way(candidate, spec, bench)
@@ -103,18 +133,53 @@ def _steps(
             so_far = TrialResult(key=key_of(spec), state=TrialState.RUNNING, measurement=measured)
             bench.outbox.put_result(so_far)
     yield "measurement", measured
+    known = {"latency": measured.ratio, "parameters": cost.parameters, "macs": cost.macs, "bytes": num_bytes}
+    watch = bar and Watch(bar, known, in_percent=bench.task.metric_name == "accuracy")
     with bench.lock.shared():
-        trained = train(candidate, spec, bench, phase)
+        try:
+            trained = train(candidate, spec, bench, phase, watch=watch)
+        except StoppedError as stopped:
+            yield from _stopped(watch, stopped)
+            return
         yield "oneshot", trained.oneshot
         yield "score", trained.score
         yield "reason", trained.note
+        yield "rungs", trained.rungs
         if bench.outbox is not None:
             with phase("store"):
                 bench.outbox.put_weights(key_of(spec), trained.model)
 
 
-def start(spec: TrialSpec, bench: Workbench) -> nn.Module:
-    """The model that is trained: the dense one compressed, or a net of that form that was never trained."""
+def _stopped(watch: Watch | None, stopped: StoppedError) -> Iterator[tuple[str, Any]]:
+    assert watch is not None
+    yield "oneshot", watch.oneshot
+    yield "rungs", watch.rungs
+    yield "expected", stopped.expected
+    yield "reason", str(stopped)
+    yield "state", TrialState.PRUNED
+
+
+def restored(bench: Workbench, lineage: Sequence[TrialSpec]) -> nn.Module:
+    """The trained model of a finished trial: from its kept weights, or trained again where they are not here.
+
+    lineage: the trial's spec last, before it those whose models it goes on from.
+    """
+    *before, spec = lineage
+    weights = bench.outbox.weights(key_of(spec)) if bench.outbox is not None else None
+    if weights is None:
+        return train(start(spec, bench, before), spec, bench).model
+    candidate = bench.compress(spec.plan)
+    candidate.load_state_dict(weights)
+    return candidate.eval()
+
+
+def start(spec: TrialSpec, bench: Workbench, ancestors: Sequence[TrialSpec] = ()) -> nn.Module:
+    """The model that is trained: the dense one compressed, or a net of that form that was never trained; with the
+    weights of the last of `ancestors`, the spec's parent, where the plans agree."""
+    if ancestors:
+        candidate = bench.compress(spec.plan, bench.metrics(spec.finetune))
+        inherit(candidate, restored(bench, ancestors).state_dict(), ancestors[-1].plan, spec.plan)
+        return candidate
     if spec.finetune.init == "decompose" or not spec.plan:
         return bench.compress(spec.plan, bench.metrics(spec.finetune))
     torch.manual_seed(spec.seed)
@@ -148,6 +213,7 @@ class Trained:
     score: Score
     oneshot: Score
     note: str | None = None
+    rungs: Mapping[str, Score] = field(default_factory=dict)
 
 
 def train(
@@ -157,11 +223,13 @@ def train(
     phase: Any = None,
     checkpoint: Path | None = None,
     on_step: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Re-estimate, fine-tune, re-estimate; keep the better by validation score. The dense model is left as it is.
 
     `checkpoint`, a file, lets a killed fine-tuning go on where it was: call again with the same candidate and spec.
-    `on_step` hears of the fine-tuning after every step.
+    `on_step` hears of the fine-tuning after every step. `watch` looks at the scores on the way: raises StoppedError
+    where it stops the trial, and changes nothing where it does not.
     """
     phase = phase or _Phases()
     torch.manual_seed(spec.seed)
@@ -175,9 +243,11 @@ def train(
         config = spec.finetune.allocated(bench.lost(oneshot) if spec.plan else 0.0)
     if not spec.plan or not _is_trained(config, bench):
         return Trained(candidate, oneshot, oneshot)
+    if watch:
+        watch.look(ONE_SHOT, oneshot)
     before = copy.deepcopy(candidate.state_dict())
     try:
-        _improve(candidate, spec, config, bench, phase, checkpoint, on_step)
+        _improve(candidate, spec, config, bench, phase, checkpoint, on_step, _looks(watch, spec, config, bench, phase))
         with phase("recalibrate"):
             reestimate_batchnorm(candidate, bench.calibration(spec.finetune))
         with phase("evaluate"):
@@ -189,7 +259,29 @@ def train(
         )
     if tuned.value < oneshot.value:
         candidate.load_state_dict(before)
-    return Trained(candidate, max(tuned, oneshot, key=lambda s: s.value), oneshot)
+    best = max(tuned, oneshot, key=lambda s: s.value)
+    return Trained(candidate, best, oneshot, rungs=watch.rungs if watch else {})
+
+
+def _looks(
+    watch: Watch | None, spec: TrialSpec, config: FinetuneConfig, bench: Workbench, phase: Any
+) -> dict[float, Look]:
+    """At which parts of the fine-tuning the trial is looked at, and how: none where that would cost too much, where the
+    clock ends the training, or where the model is not itself before the end."""
+    task = bench.task
+    num_steps = config.num_steps(len(task.train))
+    if watch is None or not num_steps or config.seconds or config.atcd == "project" or config.sparsity_until:
+        return {}
+
+    def look(stage: str, model: nn.Module) -> None:
+        devices = [bench.device] if bench.device.type == "cuda" else []
+        with phase("rungs"), torch.random.fork_rng(devices), suppress(NonFiniteError):
+            reestimate_batchnorm(model, bench.calibration(spec.finetune))
+            watch.look(stage, bench.validated(model))
+
+    num_examples = len(task.validation) + config.calibration_examples
+    parts = [part for part in RUNGS if worth_a_look(part, num_steps, config.batch_size, num_examples)]
+    return {part: partial(look, RUNGS[part]) for part in parts}
 
 
 def _is_trained(config: FinetuneConfig, bench: Workbench) -> bool:
@@ -204,6 +296,7 @@ def _improve(
     phase: Any,
     checkpoint: Path | None,
     on_step: Progress | None,
+    looks: Mapping[float, Look],
 ) -> None:
     """Layer by layer, unless a checkpoint says that this is done, then end to end; as long as `config` says, by batches
     that all trials of the spec's recipe share."""
@@ -216,5 +309,5 @@ def _improve(
         batches = bench.batches(spec.finetune, spec.seed)
         finetune(
             candidate, batches, bench.task, config, bench.device,
-            plan=plan, layers=layers, dense=bench.dense, checkpoint=checkpoint, on_step=on_step,
+            plan=plan, layers=layers, dense=bench.dense, checkpoint=checkpoint, on_step=on_step, looks=looks,
         )  # fmt: skip

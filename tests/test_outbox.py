@@ -52,7 +52,7 @@ def test_only_wanted_weights_are_kept_and_results_stay(tmp_path):
     outbox.put_result(RESULT)
     for key in "abc":
         outbox.put_weights(key, nn.Linear(1, 1))
-    outbox.drop_weights_except({"b"})
+    outbox.keep_weights({"b"})
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{RESULT.key}.json", "b.safetensors"]
 
 

@@ -47,7 +47,7 @@ def bench(task, tmp_path) -> Workbench:
 def test_a_complete_trial_has_every_figure(bench):
     result = run(spec(), bench)
     assert result.state is TrialState.COMPLETE, result.reason
-    missing = {"reason", "details"}
+    missing = {"reason", "details", "expected"}
     assert {f.name for f in dataclasses.fields(result) if getattr(result, f.name) is None} <= missing
     assert result.parameters == sum(p.numel() for p in bench.compress(PLAN).parameters())
     assert {"compress", "measure", "recalibrate", "finetune", "evaluate"} <= set(result.seconds)

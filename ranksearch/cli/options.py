@@ -28,8 +28,8 @@ P = ParamSpec("P")
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model and data": ("model", "weights", "train", "data", "metric", "normalize"),
     "Search": (
-        *("space", "budget", "sampler", "profile_seconds", "seed", "study", "storage"),
-        "max_failures",
+        *("space", "budget", "sampler", "profile_seconds", "prune_below", "longer", "seed", "study", "storage"),
+        *("max_failures", "weights_limit_mb"),
     ),
     "Where trials run": (
         *("device", "executor", "address", "gpus_per_trial"),
@@ -59,6 +59,7 @@ TABLE_HELP: Mapping[tuple[str, str], str] = {
     ("finetune", "block_distillation"): "Weight of how far each block's outputs are from the dense model's.",
     ("finetune", "factors"): "plain, or fisher: weighted by what the loss asks of each layer.",
     ("finetune", "init"): "decompose, or random: train from scratch.",
+    ("finetune", "inherit"): "Whether proposals start from the trained weights of a trial with a similar plan.",
     ("finetune", "reconstruction_steps"): "Steps of every replaced layer by itself, before all train together.",
     ("finetune", "atcd"): "none, autograd (the same), or project: train composed weights, decompose them again.",
     ("finetune", "atcd_period"): "Steps between two projections of atcd.",

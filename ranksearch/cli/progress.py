@@ -153,6 +153,8 @@ def _line(trial: TrialRecord, percent: bool) -> str:
     if trial.state is TrialState.FAILED or result is None:
         again = "; it is repeated" if may_retry(trial) else ""
         return f"{what}: {result.reason if result else 'unknown'}{again}"
+    if trial.state is TrialState.PRUNED:
+        return f"{what}  {result.reason}"
     row = _row(trial)
     cells = (
         figures.accuracy_of(row, percent=percent),
@@ -224,9 +226,17 @@ def _progress_bar(console: Console) -> Progress:
     )
 
 
+STYLES = {
+    TrialState.COMPLETE: "green",
+    TrialState.PRUNED: "yellow",
+    TrialState.FAILED: "red",
+    TrialState.RUNNING: "cyan",
+}
+
+
 def _counts(tally: Tally) -> Text:
     text = Text()
-    for state, style in ((TrialState.COMPLETE, "green"), (TrialState.FAILED, "red"), (TrialState.RUNNING, "cyan")):
+    for state, style in STYLES.items():
         count = tally.count(state)
         text.append(f"{count} {state}   ", style=style if count else "dim")
     if failure := tally.last_failure:

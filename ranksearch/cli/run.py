@@ -73,7 +73,7 @@ def _search(task: "Task", config: "SearchConfig") -> "Study":
 
 
 def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Format) -> None:
-    from ranksearch.study.summary import chance_accuracy, dense_row, doubts, failures, gain_over_rules
+    from ranksearch.study.summary import chance_accuracy, dense_row, doubts, failures, gain_over_rules, pruned
 
     trials, front = study.trials(), study.pareto()
     dense = dense_row(trials)
@@ -85,6 +85,9 @@ def _report(study: "Study", wanted: "ParetoFilter", settings: Settings, form: Fo
         _note(f"warning: {doubt}")
     for failure in failures(trials):
         _note(f"{len(failure.trials)} failed, the first one trial {failure.trials[0]}: {failure.reason}")
+    if (stopped := pruned(trials)) is not None:
+        saved = figures.duration(stopped.seconds_saved)
+        _note(f"pruned   {stopped.num} trials that would hardly have joined the front, about {saved} saved")
     if (gain := gain_over_rules(trials)) is not None:
         share = gain.found / gain.by_rules
         _note(f"gain     {gain.found:.3f} of hypervolume, {share:.2f} times that of uniform plans alone")
@@ -181,6 +184,7 @@ def _time_needed(task: "Task", config: "SearchConfig") -> str:
     import torch
 
     from ranksearch.study.estimate import estimate
+    from ranksearch.study.longer import num_longer
     from ranksearch.study.search import device_of
     from ranksearch.workers.executor import available_cores
 
@@ -190,8 +194,9 @@ def _time_needed(task: "Task", config: "SearchConfig") -> str:
     cores = config.cluster.cpus_per_trial or available_cores()
     estimates = [estimate(task, recipe.finetune, config.measure, device, cores) for recipe in config.recipes]
     found = max(estimates, key=lambda each: each.trial)
+    total = config.budget * found.trial + max(0, config.longer - 1) * num_longer(config.budget) * found.train
     return (
         f"time: up to {figures.duration(found.trial)} a trial (training {figures.duration(found.train)}, evaluating "
         f"{figures.duration(found.evaluate)}, measuring {figures.duration(found.measure)}), "
-        f"{figures.duration(config.budget * found.trial)} in all, one at a time, from a few timed steps on this machine"
+        f"{figures.duration(total)} in all, one at a time, from a few timed steps on this machine"
     )

@@ -103,7 +103,9 @@ def _facts(trial: TrialRecord, row: Row, percent: bool) -> dict[str, str]:
         facts["accuracy"] = (
             f"{figures.accuracy_of(row, percent=percent)} on {result.score.num_examples} validation examples"
         )
-    facts["recipe"] = trial.recipe or f"its own, from trial {int(row['parent'])} on"
+    facts["recipe"] = trial.recipe or "its own"
+    if row["parent"] is not None:
+        facts["parent"] = f"trial {int(row['parent'])}, whose model it goes on from"
     if result.oneshot:
         facts["one-shot"] = f"{figures.accuracy(result.oneshot.value, percent=percent)} before fine-tuning"
     if row["test_accuracy"] is not None:

@@ -57,8 +57,8 @@ def same_net(connection: Connection, study: StudyRecord) -> list[Row]:
 
 
 def trial_records(connection: Connection, study: Row, number: int | None = None) -> list[TrialRecord]:
-    """All trials of a study, or the one of that number, in order, by three statements."""
-    trial, measurement, timing = schema.trial, schema.measurement, schema.timing
+    """All trials of a study, or the one of that number, in order, by four statements."""
+    trial, measurement, timing, score = schema.trial, schema.measurement, schema.timing, schema.score
     wanted = trial.c.study_id == study["id"]
     if number is not None:
         wanted &= trial.c.number == number
@@ -69,11 +69,19 @@ def trial_records(connection: Connection, study: Row, number: int | None = None)
         .order_by(measurement.c.id)
     )
     timed = select(timing).join(trial, timing.c.trial_id == trial.c.id).where(wanted)
+    scored = select(score).join(trial, score.c.trial_id == trial.c.id).where(wanted)
     measured = {row["trial_id"]: row for row in _rows(connection, searched)}
     timings = grouped(_rows(connection, timed), "trial_id")
+    scores = grouped(_rows(connection, scored), "trial_id")
     specs = rows.specs_of(study)
     return [
-        rows.trial_of(row, specs, measured.get(row["id"]), {t["phase"]: t["seconds"] for t in timings[row["id"]]})
+        rows.trial_of(
+            row,
+            specs,
+            measured.get(row["id"]),
+            {t["phase"]: t["seconds"] for t in timings[row["id"]]},
+            scores[row["id"]],
+        )
         for row in _rows(connection, select(trial).where(wanted).order_by(trial.c.number))
     ]
 

@@ -167,7 +167,8 @@ def _start_trial(connection: Connection, study: str, trial: TrialRecord) -> None
 def _check_belongs(trial: TrialRecord, specs: Mapping[str, TrialSpec]) -> None:
     if trial.state is not TrialState.RUNNING or trial.result or trial.finished:
         raise ValueError(f"trial {trial.number} is {trial.state.value}; a trial starts without a result")
-    if trial.recipe is None and trial.spec.parent is None:
+    is_another_s = trial.origin.startswith(("longer:", "putback:"))  # as the trial was trained, or longer
+    if trial.recipe is None and trial.spec.parent is None and not is_another_s:
         raise ValueError(f"trial {trial.number} has a recipe of its own, and no parent whose model it goes on from")
     first = next(iter(specs.values()))
     dense = specs.get(trial.recipe) if trial.recipe else replace(first, finetune=trial.spec.finetune)
@@ -187,6 +188,7 @@ def _finish_trial(connection: Connection, study: str, number: int, result: Trial
     connection.execute(update(schema.trial).where(schema.trial.c.id == row["id"]), rows.finished_row(result, finished))
     if result.measurement:
         _insert_measurement(connection, row["id"], result.measurement, "search", finished)
+    _insert(connection, schema.score, rows.stage_rows(row["id"], result))
     _insert(connection, schema.timing, [rows.timing_row(row["id"], phase, s) for phase, s in result.seconds.items()])
 
 

@@ -1,7 +1,9 @@
 """The training loop: a step a batch, until the steps, epochs or seconds of the config are over."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -42,6 +44,7 @@ def finetune(
     dense: nn.Module | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[float, float], None] | None = None,
+    looks: Mapping[float, Callable[[nn.Module], None]] = types.MappingProxyType({}),
 ) -> float:
     """Train `model` in place, for one step a batch at most. Returns the last loss.
 
@@ -51,6 +54,8 @@ def finetune(
     with the weights that it would have had uninterrupted (seconds as a bound apart); `batches` are then all of them
     again. It stays when training is over: remove it when the result is kept.
     on_step: hears after every step which part of the training is done, 0 to 1, and the loss.
+    looks: part of the training -> what takes a copy of the model then, as it would be if training were over. What it
+    raises ends the training.
 
     Raises NonFiniteError at the first loss that is NaN or infinite, DivergedError where it stays worse than at the
     start for long, ConfigError where the checkpoint is another's.
@@ -65,6 +70,7 @@ def finetune(
     saved = perf_counter()
     start = saved - training.seconds
     training.model.train()
+    training.looks = [(part, look) for part, look in sorted(looks.items()) if part > training.progress]
     for batch in islice(batches, training.step, None):
         if training.progress >= 1:
             break
@@ -76,6 +82,7 @@ def finetune(
             training.watch.begin_again()
         if on_step:
             on_step(training.progress, training.loss)
+        training.be_looked_at()
         if checkpoint and perf_counter() - saved >= SAVE_SECONDS:
             save_checkpoint(checkpoint, key, training.state())
             saved = perf_counter()
@@ -122,6 +129,7 @@ class _Training:
         self.optimizer = make_optimizer(parameters, config)
         self.average = Average(parameters, config.ema)
         self.watch = Watch()
+        self.looks: list[tuple[float, Callable[[nn.Module], None]]] = []  # those to come
         self.step, self.seconds, self.loss = 0, 0.0, float("nan")
         self._loss_of = batch_loss(task, config)
 
@@ -151,6 +159,20 @@ class _Training:
         self.step += 1
         if config.ema:
             self.average.update()
+
+    def be_looked_at(self) -> None:
+        """When it is time, by the next of `looks`."""
+        if self.looks and self.progress >= self.looks[0][0]:
+            _, look = self.looks.pop(0)
+            look(self._copied())
+
+    def _copied(self) -> nn.Module:
+        """The model as it would be if training were over; nothing of it is shared."""
+        twin = copy.deepcopy(self.model)
+        trained = [p for p in twin.parameters() if p.requires_grad]
+        for value, parameter in zip(self.average.values, trained, strict=False):
+            parameter.data.copy_(value)
+        return twin.eval()
 
     def state(self) -> dict[str, Any]:
         return {

@@ -1,5 +1,6 @@
 """The plain records that everything else passes around. Standard library only."""
 
+from ranksearch.records.bar import ONE_SHOT, Bar
 from ranksearch.records.config import FinetuneConfig, MeasureConfig, Recipe
 from ranksearch.records.measurement import Environment, Measurement, Samples
 from ranksearch.records.plan import DENSE, Cost, LayerChoice, LayerRecord, Option, Plan, Proposal, SeedPlan
@@ -11,6 +12,8 @@ from ranksearch.records.trial import OBJECTIVES, Score, TrialRecord, TrialResult
 __all__ = [
     "DENSE",
     "OBJECTIVES",
+    "ONE_SHOT",
+    "Bar",
     "Cost",
     "Environment",
     "FinetuneConfig",

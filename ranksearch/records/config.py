@@ -37,6 +37,9 @@ class FinetuneConfig(Record):
     block_distillation: float = 0.0  # weight, beside that, of how far each block's outputs are from the dense model's
     factors: str = "plain"  # plain | fisher: of weights as they are, or weighted by what the loss asks of each layer
     init: str = "decompose"  # decompose | random: from scratch, all layers of the net
+    inherit: bool = (
+        False  # start from the trained weights of a trial with a similar plan, where the layers are the same
+    )
     reconstruction_steps: int = 0  # of each replaced layer by itself, before all train together
     atcd: str = "none"  # none | autograd (both train the factors) | project: train the composed weight, decompose again
     atcd_period: int = 1  # steps between two projections
@@ -68,6 +71,7 @@ class FinetuneConfig(Record):
         require(0 <= self.block_distillation < math.inf, "block_distillation", self.block_distillation, "0 or more")
         one_of("factors", self.factors, ("plain", "fisher"))
         one_of("init", self.init, ("decompose", "random"))
+        require(not self.inherit or self.init == "decompose", "inherit", self.inherit, "false where init is 'random'")
         require(self.reconstruction_steps >= 0, "reconstruction_steps", self.reconstruction_steps, "0 or more")
         one_of("atcd", self.atcd, ("none", "autograd", "project"))
         require(self.atcd_period >= 1, "atcd_period", self.atcd_period, "1 or more")
@@ -113,9 +117,13 @@ class FinetuneConfig(Record):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Without what a study of before `allocation` lacks, so that its name by hash is still its name."""
-        found = Record.to_json(self)
-        return {key: value for key, value in found.items() if (key, value) != ("allocation", "fixed")}
+        """Without what a study of before these choices lacks, so that its name by hash is still its name."""
+        later = {"allocation": "fixed", "inherit": False}
+        return {
+            key: value
+            for key, value in Record.to_json(self).items()
+            if later.get(key, value) != value or key not in later
+        }
 
     def num_steps(self, num_examples: int) -> int | None:
         """As many as `steps` and `epochs` of so many examples allow; None where only `seconds` end the training."""

@@ -44,8 +44,8 @@ class TrialState(StrEnum):
 class TrialSpec(Record):
     """All that decides a trial's outcome. `study` is the key of the study's fingerprint.
 
-    `parent` is the key of the spec whose trained model this one goes on from; None for one that starts from the dense
-    model, as those of a search do.
+    `parent` is the key of the spec whose trained weights this one takes over where the plans agree; None for one that
+    starts from the dense model, as those of a search do unless they inherit.
     """
 
     study: str
@@ -58,7 +58,10 @@ class TrialSpec(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialResult(Record):
-    """What came of a trial. `state` is complete or failed; a failed one has a `reason` and may lack the rest."""
+    """What came of a trial. One that is failed or pruned has a `reason`; a failed one may lack the rest.
+
+    A pruned trial was stopped since it would hardly have joined the front: it has no score, but what was `expected`.
+    """
 
     key: str  # key_of(spec)
     state: TrialState
@@ -66,6 +69,8 @@ class TrialResult(Record):
     details: str | None = None  # a traceback, kept for people
     score: Score | None = None
     oneshot: Score | None = None  # after BatchNorm re-estimation, before fine-tuning
+    rungs: Mapping[str, Score] = field(default_factory=dict[str, Score])  # part of the fine-tuning done -> score then
+    expected: Score | None = None  # in the end, when it was pruned: forecast from so many trials
     measurement: Measurement | None = None
     parameters: int | None = None
     macs: int | None = None
@@ -93,8 +98,8 @@ class TrialRecord(Record):
     """A trial as it stands in the database. A retry is a new row that names the row it replaces."""
 
     number: int
-    # dense | seed:NAME | sampler | putback:TRIAL, its plan with layers dense that cost time | finetune:TRIAL, its model
-    # trained for longer
+    # dense | seed:NAME | sampler | longer:TRIAL, its plan trained for longer | putback:TRIAL, its plan with layers
+    # dense again that cost time | finetune:TRIAL, its model trained on
     origin: str
     spec: TrialSpec
     recipe: str | None  # which of its study's recipes the spec has; None where it has its own

@@ -25,9 +25,9 @@ from ranksearch.profile import filled
 from ranksearch.records import FinetuneConfig, TrialRecord, TrialResult, TrialSpec, TrialState, key_of
 from ranksearch.study.mirror import OptunaMirror
 from ranksearch.study.source import now
-from ranksearch.study.study import Study, files_folder, restored
+from ranksearch.study.study import Study, files_folder
 from ranksearch.tasks import Task
-from ranksearch.trial import Progress, Trained, train
+from ranksearch.trial import Progress, Trained, start, train
 from ranksearch.workbench import Workbench
 
 __all__ = ["continue_training", "longer"]
@@ -116,9 +116,9 @@ def _train(
     memory.reset_peak(bench.device)
     with ExitStack() as held:
         held.enter_context(bench.lock.shared())
-        start = restored(bench, study.lineage(parent.number))
+        candidate = start(spec, bench, study.lineage(parent.number))
         on_step = _taking_turns(held, bench, on_step)
-        trained = train(start, spec, bench, checkpoint=checkpoint, on_step=on_step)
+        trained = train(candidate, spec, bench, checkpoint=checkpoint, on_step=on_step)
     result = replace(
         parent.result,  # the same net: what it costs and how fast it is stay
         key=key_of(spec),

@@ -29,7 +29,7 @@ from ranksearch.records import (
 )
 from ranksearch.study.remeasure import HALF_WIDTH, NEAR, START_SECONDS, measured_within, net_of, variants
 from ranksearch.study.source import PUT_BACK
-from ranksearch.study.study import restored
+from ranksearch.trial import restored
 from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import Executor
 

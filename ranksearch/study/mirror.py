@@ -21,7 +21,16 @@ from ranksearch.errors import ConfigError
 from ranksearch.records import OBJECTIVES, Proposal, StudyRecord, TrialRecord, TrialState
 from ranksearch.space import SearchSpace
 
-__all__ = ["RECIPE", "OptunaMirror", "distributions", "frozen_trial", "proposal_of", "values_of"]
+__all__ = [
+    "EXPECTED",
+    "RECIPE",
+    "OptunaMirror",
+    "distributions",
+    "expected_of",
+    "frozen_trial",
+    "proposal_of",
+    "values_of",
+]
 
 OPTUNA_STATE = {
     TrialState.RUNNING: OptunaState.RUNNING,
@@ -36,6 +45,7 @@ def directions(objectives: Sequence[str]) -> list[StudyDirection]:
 
 
 RECIPE = "@recipe"  # beside the layers, where there are several recipes
+EXPECTED = "expected"  # user attribute of a pruned trial: its objectives as they were forecast
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
@@ -62,6 +72,21 @@ def values_of(record: TrialRecord, objectives: Sequence[str]) -> list[float] | N
     return [record.result.value_of(objective) for objective in objectives]
 
 
+def expected_of(record: TrialRecord, objectives: Sequence[str]) -> list[float] | None:
+    """The objectives of a pruned trial, its accuracy as it was forecast; None for any other."""
+    result = record.result
+    if record.state is not TrialState.PRUNED or result is None or result.expected is None:
+        return None
+    return [
+        result.expected.value if objective == "accuracy" else result.value_of(objective) for objective in objectives
+    ]
+
+
+def _expected(record: TrialRecord, objectives: Sequence[str]) -> dict[str, Any]:
+    values = expected_of(record, objectives)
+    return {EXPECTED: values} if values else {}
+
+
 def frozen_trial(
     record: TrialRecord,
     space: SearchSpace,
@@ -81,7 +106,8 @@ def frozen_trial(
             "retry_of": record.retry_of,
             "plan": record.spec.plan.to_json(),
             "recipe": record.recipe,
-        },
+        }
+        | _expected(record, objectives),
         constraints=dict(constraints),
     )
 

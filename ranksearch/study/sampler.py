@@ -20,7 +20,15 @@ from ranksearch.records import Proposal, TrialRecord, TrialState, nearest
 from ranksearch.records.profile import Profile
 from ranksearch.space import SearchSpace
 from ranksearch.study.additive import AdditiveSampler, need_latency
-from ranksearch.study.mirror import directions, distributions, frozen_trial, proposal_of, values_of
+from ranksearch.study.mirror import (
+    EXPECTED,
+    directions,
+    distributions,
+    expected_of,
+    frozen_trial,
+    proposal_of,
+    values_of,
+)
 
 __all__ = ["SAMPLERS", "OptunaSampler", "Sampler", "make_sampler"]
 
@@ -157,6 +165,8 @@ class OptunaSampler:
             return
         for name, excess in self._constraints(record).items():
             trial.set_constraint(name, excess)
+        if expected := expected_of(record, self._objectives):
+            trial.set_user_attr(EXPECTED, expected)
         state = frozen_trial(record, self._space, self._objectives).state
         self._study.tell(trial, values_of(record, self._objectives), state=state)
 

@@ -77,10 +77,13 @@ class SearchConfig:
     profile_seconds: float = 60.0  # for latencies and for losses, each, of a new study; 0: uniform plans are its seeds
     max_drop: float | None = None  # of accuracy below the dense model's, that proposals keep to
     min_speedup: float | None = None
+    prune_below: float = 0.05  # a trial is stopped that joins the front with a smaller probability; 0: none is
+    longer: int = 4  # times as long the front's plans are trained in the last of the budget; 0: they are not
     executor: str = "ray"  # ray | inline
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     trial_timeout_seconds: float | None = None
     max_failures: int | None = None  # None: a tenth of the budget, at least 10
+    weights_limit_mb: float = 2048  # MiB beside the database; the front's weights are kept in any case
     settings: Mapping[str, str] = field(default_factory=dict[str, str])  # how model and data were named
 
     def __post_init__(self) -> None:
@@ -98,6 +101,10 @@ class SearchConfig:
                 raise ConfigError(f"{name} is {got!r}{nearest(got, allowed)}; it must be one of {', '.join(allowed)}")
         if self.profile_seconds < 0:
             raise ConfigError(f"profile seconds are {self.profile_seconds:g}; they must be 0 (no profile) or more")
+        if not 0 <= self.prune_below < 1:
+            raise ConfigError(f"prune below is {self.prune_below:g}; it must be 0 (no trial) or a probability below 1")
+        if self.longer < 0 or self.longer == 1:
+            raise ConfigError(f"longer is {self.longer}; it must be 0 (no longer training) or 2 or more times as long")
         if self.trial_timeout_seconds is not None and self.trial_timeout_seconds <= 0:
             raise ConfigError(f"trial timeout is {self.trial_timeout_seconds:g} s; it must be more than 0")
 
@@ -274,10 +281,13 @@ def _run_trials(
             ),
             budget=config.budget,
             outbox=outbox,
+            weights_limit_bytes=int(config.weights_limit_mb * 2**20),
             max_failures=config.max_failures if config.max_failures is not None else max(10, config.budget // 10),
             in_driver=config.executor == "inline",
             on_trial=listener.on_trial,
             extras=extras,
+            prune_below=config.prune_below,
+            longer=config.longer,
         )
         listener.on_start(study, trials, config.budget)
         source.adopt_orphans()

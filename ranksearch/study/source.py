@@ -25,8 +25,11 @@ from ranksearch.records import (
     TrialState,
     key_of,
 )
+from ranksearch.study.bars import bar_of
+from ranksearch.study.longer import num_longer, the_next_longer
 from ranksearch.study.mirror import OptunaMirror, values_of
 from ranksearch.study.sampler import Sampler
+from ranksearch.study.weights import WeightStore
 from ranksearch.workers.executor import Job, left_behind
 
 __all__ = ["MAX_RETRIES", "PUT_BACK", "StudySource", "may_retry", "now"]
@@ -46,7 +49,9 @@ def now() -> str:
 
 class StudySource:
     """Gives jobs until `budget` logical trials are finished, and the `extras`, which no budget counts. A retry takes
-    the place of the trial it repeats.
+    the place of the trial it repeats. A trial that joins the front with a probability of less than `prune_below` is
+    stopped, which is an end like another. The last of the budget goes to the front's plans, trained `longer` times as
+    long; 0: to proposals as before.
 
     Raises TooManyFailuresError when the dense model's own trial failed for good, or more than `max_failures` others.
     """
@@ -65,11 +70,16 @@ class StudySource:
         in_driver: bool,
         on_trial: Callable[[TrialRecord], None],
         extras: Sequence[SeedPlan] = (),
+        prune_below: float = 0.0,
+        longer: int = 0,
+        weights_limit_bytes: int = 2**31,
     ) -> None:
         self._database, self._mirror, self._study, self._outbox = database, mirror, study, outbox
         self._trials = {trial.number: trial for trial in trials}
         self._sampler = make_sampler(trials)
         self._budget, self._max_failures, self._on_trial = budget, max_failures, on_trial
+        self._prune_below, self._longer_times = prune_below, longer
+        self._weights = WeightStore(outbox, weights_limit_bytes)
         self._in_driver = in_driver  # trials run in this process
         self._dry = False  # the space holds no more plans
         self._recipes = {recipe.name: recipe.finetune for recipe in study.recipes}
@@ -93,7 +103,16 @@ class StudySource:
         self._trials[record.number] = record
         self._sampler.observe(record)
         self._on_trial(record)
-        return Job(record.number, record.spec, self._measured(record.spec.plan))
+        bar = bar_of(record, self._trials, self._front, self._study.objectives, self._prune_below)
+        return Job(record.number, record.spec, self._measured(record.spec.plan), bar, self._ancestors(record.spec))
+
+    def _ancestors(self, spec: TrialSpec) -> tuple[TrialSpec, ...]:
+        specs = {key_of(trial.spec): trial.spec for trial in self._trials.values()} if spec.parent else {}
+        found: list[TrialSpec] = []
+        while spec.parent is not None:
+            spec = specs[spec.parent]
+            found.insert(0, spec)
+        return tuple(found)
 
     def _measured(self, plan: Plan) -> Measurement | None:
         """The latency of an equal plan, measured before. The dense model's own is what milliseconds are counted in, so
@@ -114,32 +133,49 @@ class StudySource:
     def _proposals(self) -> Iterator[TrialRecord]:
         for lost in self._awaiting():
             attempt = lost.attempt + (not _is_blameless(lost))
-            proposal = Proposal(plan=lost.spec.plan, recipe=lost.recipe or self._first)
-            yield self._record(proposal, lost.origin, attempt=attempt, retry_of=lost.number)
+            yield self._record(lost.origin, lost.spec, lost.recipe, attempt=attempt, retry_of=lost.number)
         if self._extras:
             yield self._seeded(self._extras.popleft())
         if self.num_claimed >= self._budget:
             return
         if self._seeds:
             yield self._seeded(self._seeds.popleft())
+        if (longer := self._longer()) is not None:
+            yield self._record(*longer, recipe=None)
         proposal = None if self._dry else self._sampler.propose()
         if proposal is None:
             self._dry = True
             return
-        yield self._record(proposal, "sampler")
+        yield self._record("sampler", self._heir(self._spec(proposal)), proposal.recipe)
 
     def _seeded(self, seed: SeedPlan) -> TrialRecord:
-        return self._record(Proposal(plan=seed.plan, recipe=seed.recipe or self._first), seed.origin)
+        if seed.origin.startswith(PUT_BACK):
+            whose = self._trials[int(seed.origin.removeprefix(PUT_BACK))]
+            return self._record(seed.origin, replace(whose.spec, plan=seed.plan), whose.recipe)
+        proposal = Proposal(plan=seed.plan, recipe=seed.recipe or self._first)
+        return self._record(seed.origin, self._spec(proposal), proposal.recipe)
 
-    def _record(self, chosen: Proposal, origin: str, *, attempt: int = 0, retry_of: int | None = None) -> TrialRecord:
+    def _longer(self) -> tuple[str, TrialSpec] | None:
+        """In the last of the budget."""
+        is_time = self._longer_times and self.num_claimed >= self._budget - num_longer(self._budget)
+        return the_next_longer(self._trials, self._front, self._longer_times) if is_time else None
+
+    def _spec(self, chosen: Proposal) -> TrialSpec:
         study, finetune = self._study, self._recipes[chosen.recipe]
+        return TrialSpec(study=study.key, plan=chosen.plan, seed=study.seed, finetune=finetune, measure=study.measure)
+
+    def _heir(self, spec: TrialSpec) -> TrialSpec:
+        is_one = spec.finetune.inherit and spec.plan
+        return replace(spec, parent=self._weights.parent_of(spec.plan, self._trials, self._front)) if is_one else spec
+
+    def _record(
+        self, origin: str, spec: TrialSpec, recipe: str | None, *, attempt: int = 0, retry_of: int | None = None
+    ) -> TrialRecord:
         return TrialRecord(
             number=len(self._trials),
             origin=origin,
-            spec=TrialSpec(
-                study=study.key, plan=chosen.plan, seed=study.seed, finetune=finetune, measure=study.measure
-            ),
-            recipe=chosen.recipe,
+            spec=spec,
+            recipe=recipe,
             attempt=attempt,
             retry_of=retry_of,
             started=now(),
@@ -194,9 +230,9 @@ class StudySource:
             )
 
     def _keep_front_weights(self, record: TrialRecord) -> None:
-        """Weights of dominated trials are dropped: only a front's models are taken home."""
+        """Weights of dominated trials are dropped: only a front's models are taken home, or passed on."""
         if self._update_front(record):
-            self._outbox.drop_weights_except({key_of(self._trials[n].spec) for n in self._front} | self._running_keys())
+            self._weights.tidy(self._trials, self._front)
 
     def _update_front(self, record: TrialRecord) -> bool:
         """Returns whether `record` is complete, and so may have changed which weights are wanted."""
@@ -208,9 +244,6 @@ class StudySource:
             self._front = {n: other for n, other in self._front.items() if not _dominates(losses, other)}
             self._front[record.number] = losses
         return True
-
-    def _running_keys(self) -> set[str]:
-        return {key_of(t.spec) for t in self._trials.values() if t.state is TrialState.RUNNING}
 
 
 def _without_samples(result: TrialResult) -> TrialResult:

@@ -1,6 +1,5 @@
 """A stored study, to query and to take models from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from ranksearch.database import Database
 from ranksearch.database.url import read_url, sqlite_file
 from ranksearch.errors import ModelError, NotFoundError
 from ranksearch.outbox import Outbox
-from ranksearch.records import StudyRecord, TrialRecord, TrialSpec, TrialState, key_of, nearest
+from ranksearch.records import StudyRecord, TrialRecord, TrialSpec, TrialState, nearest
 from ranksearch.tasks import Task
-from ranksearch.trial import start, train
+from ranksearch.trial import restored
 from ranksearch.workbench import Workbench
 
-__all__ = ["DEFAULT_STORAGE", "ParetoFilter", "Study", "files_folder", "restored"]
+__all__ = ["DEFAULT_STORAGE", "ParetoFilter", "Study", "files_folder"]
 
 DEFAULT_STORAGE = "sqlite:///ranksearch.db"
 
@@ -135,17 +134,3 @@ class Study:
             if stored[part] != given[part]:
                 was, got = stored[part][:12], given[part][:12]
                 raise ModelError(f"the study was made with another model: its {part} hash is {was}, this one's {got}")
-
-
-def restored(bench: Workbench, lineage: Sequence[TrialSpec]) -> nn.Module:
-    """The trained model of a finished trial: from its kept weights, or trained again where they are not here.
-
-    lineage: the trial's spec last, before it those whose models it goes on from.
-    """
-    *before, spec = lineage
-    weights = bench.outbox.weights(key_of(spec)) if bench.outbox is not None else None
-    if weights is None:
-        return train(restored(bench, before) if before else start(spec, bench), spec, bench).model
-    candidate = bench.compress(spec.plan)
-    candidate.load_state_dict(weights)
-    return candidate.eval()

@@ -16,6 +16,7 @@ __all__ = [
     "DROPS",
     "Failure",
     "Gain",
+    "Pruned",
     "chance_accuracy",
     "dense_row",
     "doubts",
@@ -23,6 +24,7 @@ __all__ = [
     "fastest_within",
     "gain_over_rules",
     "nearest_miss",
+    "pruned",
     "unmet",
 ]
 
@@ -61,6 +63,23 @@ def failures(trials: pd.DataFrame) -> list[Failure]:
     groups = failed.groupby(failed.reason.fillna("unknown")).groups
     found = [Failure(str(reason), tuple(int(n) for n in numbers)) for reason, numbers in groups.items()]
     return sorted(found, key=lambda failure: (-len(failure.trials), failure.trials))
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    num: int
+    seconds_saved: float  # estimated: had each taken as long as the median of those that were trained to their end
+
+
+def pruned(trials: pd.DataFrame) -> Pruned | None:
+    """None where no trial was stopped."""
+    stopped = trials[trials.state == TrialState.PRUNED]
+    if stopped.empty:
+        return None
+    measuring = trials.seconds_measure.fillna(0) if "seconds_measure" in trials else 0.0  # is done in any case
+    seconds = trials.seconds_total - measuring
+    usual = seconds[(trials.state == TrialState.COMPLETE) & (trials.origin != "dense")].median()
+    return Pruned(len(stopped), max(0.0, float((usual - seconds[stopped.index]).sum())))
 
 
 # --- what the search was worth ---------------------------------------------------------------------------------------

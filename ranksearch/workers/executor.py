@@ -10,7 +10,7 @@ import torch
 
 from ranksearch.errors import ConfigError
 from ranksearch.outbox import Outbox
-from ranksearch.records import Measurement, TrialResult, TrialSpec, TrialState
+from ranksearch.records import Bar, Measurement, TrialResult, TrialSpec, TrialState
 from ranksearch.tasks import Task
 from ranksearch.workbench import Workbench
 
@@ -25,6 +25,8 @@ class Job:
     number: int
     spec: TrialSpec
     measurement: Measurement | None = None  # of the same plan, known already: a worker does not measure it again
+    bar: Bar | None = None  # what the trial has to pass to be trained to its end
+    ancestors: tuple[TrialSpec, ...] = ()  # the trials whose models it goes on from, the first of them first
 
 
 class TrialSource(Protocol):

@@ -27,7 +27,7 @@ class InlineExecutor:
 
     def run(self, source: TrialSource) -> None:
         while (job := source.suggest()) is not None:
-            result = run(job.spec, self._bench, job.measurement)
+            result = run(job.spec, self._bench, job.measurement, job.bar, job.ancestors)
             if self._bench.outbox is not None:
                 self._bench.outbox.put_result(result)
             source.complete(job, result)

@@ -36,7 +36,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from ranksearch.errors import ConfigError, RanksearchError
-from ranksearch.records import Measurement, TrialResult, TrialSpec, key_of
+from ranksearch.records import Bar, Measurement, TrialResult, TrialSpec, key_of
 from ranksearch.trial import run
 from ranksearch.workbench import Workbench
 from ranksearch.workers.executor import ClusterConfig, Job, TrialSource, WorkerSetup, left_behind
@@ -199,9 +199,16 @@ class _TrialWorker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        spec, measured = TrialSpec.from_json(json.loads(self._config["spec"])), self._config["measurement"]
+        *ancestors, spec = map(TrialSpec.from_json, json.loads(self._config["lineage"]))
+        measured, bar = self._config["measurement"], self._config["bar"]
         with watchdog(self._setup.trial_timeout_seconds, key_of(spec), self._bench.outbox):
-            result = run(spec, self._bench, measured and Measurement.from_json(json.loads(measured)))
+            result = run(
+                spec,
+                self._bench,
+                measured and Measurement.from_json(json.loads(measured)),
+                bar and Bar.from_json(json.loads(bar)),
+                ancestors,
+            )
         if self._bench.outbox is not None:
             self._bench.outbox.put_result(result)
         return {"result": json.dumps(result.to_json()), "done": True}
@@ -234,8 +241,11 @@ class _SourceSearcher(Searcher):
         if job is None:
             return Searcher.FINISHED if self.error or self._source.exhausted else None
         self._jobs[trial_id] = job
-        measured = job.measurement and json.dumps(job.measurement.to_json())
-        return {"spec": json.dumps(job.spec.to_json()), "number": job.number, "measurement": measured}
+        known = {"measurement": job.measurement, "bar": job.bar}
+        lineage = [spec.to_json() for spec in (*job.ancestors, job.spec)]
+        return {"lineage": json.dumps(lineage), "number": job.number} | {
+            name: record and json.dumps(record.to_json()) for name, record in known.items()
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self._jobs.pop(trial_id, None)

@@ -205,6 +205,8 @@ def results(draw, spec):
         details=draw(st.none() | texts),
         score=draw(st.none() | scores),
         oneshot=draw(st.none() | scores),
+        rungs=draw(st.dictionaries(st.sampled_from(["1/4", "1/2"]), scores)),
+        expected=draw(st.none() | scores),
         measurement=draw(st.none() | measurements()),
         parameters=draw(st.none() | counts),
         macs=draw(st.none() | counts),

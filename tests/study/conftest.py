@@ -1,6 +1,7 @@
 """A study whose trials are pretended: plans have costs, results are made up, the database is real."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 
 from ranksearch.database import Database
 from ranksearch.outbox import Outbox
+from ranksearch.pruning import StoppedError, Watch
 from ranksearch.records import (
     DENSE,
+    ONE_SHOT,
+    Bar,
     Cost,
     Environment,
     FinetuneConfig,
@@ -20,6 +24,7 @@ from ranksearch.records import (
     Option,
     Recipe,
     Score,
+    SeedPlan,
     StudyRecord,
     TrialResult,
     TrialSpec,
@@ -96,26 +101,43 @@ def measurement(ratio: float) -> Measurement:
     )
 
 
-def pretend(spec: TrialSpec, study: StudyRecord) -> TrialResult:
-    """Fewer MACs are faster and less accurate, with some noise that the plan decides."""
+def pretend(spec: TrialSpec, study: StudyRecord, bar: Bar | None = None) -> TrialResult:
+    """Fewer MACs are faster and less accurate, with some noise that the plan decides. A bar stops as in a trial."""
     space = SearchSpace.of(study)
     indices = space.indices(spec.plan)
     kept = sum(lay.options[indices[lay.name]].cost.macs / lay.cost.macs for lay in space.searched) / len(space.searched)
     noise = int(key_of(spec), 16) % 1000 / 100_000
     share = sum(choice.method == "channel_svd" for choice in spec.plan.values()) / len(space.searched)
-    accuracy = 0.95 - 0.3 * (1 - kept) ** 2 - 0.2 * share - noise  # spatial_svd is the better method
-    return TrialResult(
+    short = (20 / spec.finetune.steps) ** 0.25
+    accuracy = 0.95 - 0.3 * short * (1 - kept) ** 2 - 0.2 * share - noise  # spatial_svd is the better method
+    scores = [Score(value=a, low=a - 0.01, high=a + 0.01, num_examples=1000) for a in (accuracy, 2 * accuracy - 0.95)]
+    result = TrialResult(
         key=key_of(spec),
         state=TrialState.COMPLETE,
-        score=Score(value=accuracy, low=accuracy - 0.01, high=min(1.0, accuracy + 0.01), num_examples=1000),
+        score=scores[0],
+        oneshot=scores[1],
         measurement=measurement(0.2 + 0.8 * kept + noise),
         parameters=100,
         macs=1000,
         bytes=400,
         peak_memory_bytes=10**6,
-        seconds={"finetune": 0.1},
+        seconds={"finetune": 0.1, "measure": 0.2},
         environment=ENVIRONMENT,
     )
+    try:
+        if bar is not None:
+            Watch(bar, {"latency": result.value_of("latency")}).look(ONE_SHOT, scores[1])
+    except StoppedError as stopped:
+        seconds = {"finetune": 0.0, "measure": 0.2}
+        return replace(
+            result,
+            state=TrialState.PRUNED,
+            score=None,
+            reason=str(stopped),
+            expected=stopped.expected,
+            seconds=seconds,
+        )
+    return result
 
 
 class Killed(BaseException):
@@ -131,6 +153,9 @@ class Bench:
     told: list = field(default_factory=list)
     max_failures: int = 10
     in_driver: bool = False
+    prune_below: float = 0.0
+    longer: int = 0
+    weights_limit_bytes: int = 2**31
 
     @property
     def url(self) -> str:
@@ -143,7 +168,7 @@ class Bench:
     def database(self) -> Database:
         return Database.open(self.url)
 
-    def source(self, database: Database, budget: int) -> StudySource:
+    def source(self, database: Database, budget: int, extras: Sequence[SeedPlan] = ()) -> StudySource:
         """As a driver starts: read the study, catch up, adopt orphans."""
         study = database.load_study(self.study.name)
         if study is None:
@@ -165,6 +190,10 @@ class Bench:
             max_failures=self.max_failures,
             in_driver=self.in_driver,
             on_trial=self.told.append,
+            extras=extras,
+            prune_below=self.prune_below,
+            longer=self.longer,
+            weights_limit_bytes=self.weights_limit_bytes,
         )
         source.adopt_orphans()
         return source
@@ -181,7 +210,8 @@ class Bench:
                     assert source.exhausted
                     return
                 job = running.popleft()
-                source.complete(job, (outcome or pretend)(job.spec, self.study))
+                result = outcome(job.spec, self.study) if outcome else pretend(job.spec, self.study, job.bar)
+                source.complete(job, result)
 
 
 @pytest.fixture

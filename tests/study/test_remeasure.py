@@ -107,8 +107,8 @@ def test_the_net_is_the_trained_one_and_without_its_weights_one_of_its_form(stud
     files = Outbox(files_folder(study.storage, study.name))
     files.put_weights(key, model)
     again(study, [1], task)
-    files.drop_weights_except(set())
-    monkeypatch.setattr("ranksearch.study.study.train", lambda *_: pytest.fail("trained again"))
+    files.keep_weights(set())
+    monkeypatch.setattr("ranksearch.trial.train", lambda *_: pytest.fail("trained again"))
     again(study, [1], task)
     trained, untrained = (call[1].state_dict() for call in measured)
     assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
@@ -126,7 +126,7 @@ def test_without_weights_the_faster_forward_is_chosen_as_in_the_trial(study, tas
         net.either = Either()
         return net
 
-    Outbox(files_folder(study.storage, study.name)).drop_weights_except(set())
+    Outbox(files_folder(study.storage, study.name)).keep_weights(set())
     monkeypatch.setattr(remeasure, "start", made)
     monkeypatch.setattr(trial, "choose_forwards", lambda net, inputs, known: {"either": True})
     again(study, [1], task)

@@ -14,7 +14,7 @@ from optuna.trial import TrialState as OptunaState
 from ranksearch.database import Database
 from ranksearch.errors import TooManyFailuresError
 from ranksearch.records import FinetuneConfig, MeasureConfig, Plan, TrialResult, TrialState, key_of
-from ranksearch.study.mirror import OptunaMirror
+from ranksearch.study.mirror import OPTUNA_STATE, OptunaMirror
 from ranksearch.study.search import SearchConfig, run_search
 from ranksearch.study.source import LOST_IN_DRIVER, LOST_WITH_DRIVER, MAX_RETRIES, StudySource
 from tests.study.conftest import Bench, Killed, measurement, pretend, study_record
@@ -44,12 +44,12 @@ def check_study(url: str, name: str, budget: int) -> None:
     assert not [row for row in rows if row.state is TrialState.RUNNING]
     retries = Counter(row.retry_of for row in rows if row.retry_of is not None)
     assert all(count == 1 for count in retries.values()), "a trial was retried twice"
-    plans = Counter(row.spec.plan for row in rows if row.number not in superseded)
+    plans = Counter((row.spec.plan, row.spec.finetune) for row in rows if row.number not in superseded)
     assert max(plans.values()) == 1, "a plan was evaluated twice"
     study = optuna.load_study(study_name=name, storage=url)
     states = {row.number: row.state for row in rows}
     for trial in study.get_trials():
-        wanted = {TrialState.COMPLETE: OptunaState.COMPLETE, TrialState.FAILED: OptunaState.FAIL}[states[trial.number]]
+        wanted = OPTUNA_STATE[states[trial.number]]
         assert trial.state is wanted
         if wanted is OptunaState.COMPLETE:
             row = rows[trial.number].result

@@ -1,7 +1,7 @@
 """Trials, their measurements and scores."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from ranksearch.database.rows.cells import Row, choice_cells, finite, plan_of, plan_text
@@ -30,6 +30,7 @@ __all__ = [
     "samples_row",
     "score_row",
     "specs_of",
+    "stage_rows",
     "timing_row",
     "trial_of",
     "trial_row",
@@ -99,6 +100,22 @@ def score_row(trial_id: int, split: str, score: Score) -> Row:
     return {"trial_id": trial_id, "split": split, **score.to_json()}
 
 
+RUNG, EXPECTED = "validation at ", "validation, expected"  # beside `test`: scores that came before the end
+
+
+def stage_rows(trial_id: int, result: TrialResult) -> list[Row]:
+    scores = {RUNG + stage: score for stage, score in result.rungs.items()}
+    scores |= {EXPECTED: result.expected} if result.expected else {}
+    return [score_row(trial_id, split, score) for split, score in scores.items()]
+
+
+def _stages_of(scores: Sequence[Row]) -> dict[str, Any]:
+    """The fields of a result."""
+    found = {row["split"]: Score(**{f.name: row[f.name] for f in fields(Score)}) for row in scores}
+    rungs = {split.removeprefix(RUNG): score for split, score in found.items() if split.startswith(RUNG)}
+    return {"rungs": rungs, "expected": found.get(EXPECTED)}
+
+
 def specs_of(study: Row) -> dict[str, TrialSpec]:
     """Recipe → what the specs of its trials share, with the plan that changes nothing."""
     measure = MeasureConfig.from_json(study["measure"])
@@ -109,9 +126,14 @@ def specs_of(study: Row) -> dict[str, TrialSpec]:
 
 
 def trial_of(
-    row: Row, specs: Mapping[str, TrialSpec], measurement: Row | None, seconds: Mapping[str, float]
+    row: Row,
+    specs: Mapping[str, TrialSpec],
+    measurement: Row | None,
+    seconds: Mapping[str, float],
+    scores: Sequence[Row],
 ) -> TrialRecord:
-    """`specs` is `specs_of` its study, `measurement` the row of the search, `seconds` those of each phase."""
+    """`specs` is `specs_of` its study, `measurement` the row of the search, `seconds` those of each phase, `scores` all
+    its rows of `rs_score`."""
     state = TrialState(row["state"])
     return TrialRecord(
         number=row["number"],
@@ -123,7 +145,7 @@ def trial_of(
         retry_of=row["retry_of"],
         started=row["started"],
         finished=row["finished"],
-        result=None if state is TrialState.RUNNING else _result_of(row, state, measurement, seconds),
+        result=None if state is TrialState.RUNNING else _result_of(row, state, measurement, seconds, scores),
     )
 
 
@@ -133,7 +155,9 @@ def _spec_of(row: Row, specs: Mapping[str, TrialSpec]) -> TrialSpec:
     return replace(spec, plan=plan_of(row["plan"]), seed=row["seed"], finetune=finetune, parent=row["parent_key"])
 
 
-def _result_of(row: Row, state: TrialState, measurement: Row | None, seconds: Mapping[str, float]) -> TrialResult:
+def _result_of(
+    row: Row, state: TrialState, measurement: Row | None, seconds: Mapping[str, float], scores: Sequence[Row]
+) -> TrialResult:
     return TrialResult(
         key=row["spec_key"],
         state=state,
@@ -143,6 +167,7 @@ def _result_of(row: Row, state: TrialState, measurement: Row | None, seconds: Ma
         seconds=dict(seconds),
         environment=row["environment"] and Environment.from_json(row["environment"]),
         **{name: row[name] for name in _RESULT},
+        **_stages_of(scores),
     )
 
 

@@ -25,7 +25,7 @@ from ranksearch.study.additive.candidates import crossings, knapsacks, steps
 from ranksearch.study.additive.coding import Codes, Coding, Floats
 from ranksearch.study.additive.improvement import cdf, expected_improvement, non_dominated
 from ranksearch.study.additive.surrogate import Surrogate
-from ranksearch.study.mirror import distributions
+from ranksearch.study.mirror import EXPECTED, distributions
 
 __all__ = ["AdditiveSampler", "need_latency"]
 
@@ -69,7 +69,7 @@ class AdditiveSampler(BaseSampler):
     def _forget(self, study: str) -> None:
         self._study = study
         self._surrogate = Surrogate(self._coding, self._objectives, self._profile)
-        self._codes: list[Codes] = []  # of complete trials
+        self._codes: list[Codes] = []  # of complete trials, and of pruned ones, as they were expected to end
         self._finished: set[int] = set()  # numbers of trials that will not change
         self._tried: set[bytes] = set()
 
@@ -108,9 +108,9 @@ class AdditiveSampler(BaseSampler):
             if (codes_V := self._coding.encode(trial.params)) is None:
                 continue
             self._tried.add(codes_V.tobytes())
-            if trial.state is TrialState.COMPLETE:
+            if values := trial.values or trial.user_attrs.get(EXPECTED):  # of a pruned trial
                 self._codes.append(codes_V)
-                self._surrogate.observe(codes_V, trial.values)
+                self._surrogate.observe(codes_V, values)
             elif trial.state is TrialState.RUNNING:
                 pending.append(codes_V)
         return pending
