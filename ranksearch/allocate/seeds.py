@@ -1,8 +1,10 @@
 """Knapsack seeds: the plans that a profile predicts to be best, in an order that is good wherever it is broken off.
 
 Latencies and losses of single options add up, nearly, so the knapsack of a profile's table predicts the whole front.
-Of it, plans evenly spaced from the cheapest to the dense one are ordered by greedy hypervolume. For that a predicted
-loss is mapped to a score: the share of its accuracy that a briefly fine-tuned network keeps.
+Of it, those plans are taken, one after the other, that add most hypervolume to those before. For that a predicted loss is
+mapped to a score, the share of its accuracy that a briefly fine-tuned network keeps:
+
+    score = 1 / (1 + (loss / half)ᵖ)
 """
 
 from collections.abc import Sequence
@@ -20,8 +22,9 @@ __all__ = ["knapsack_seeds"]
 # As the fronts of studies are compared: what is faster than dense and keeps more than half of its accuracy counts.
 REFERENCE = (1.0, 0.5)
 
-# A guess, in nats, that a short fine-tuning takes back most of the loss. It decides the order alone.
-HALF_LOSS = 10.0
+# In nats, and its power: of 181 plans of a ResNet-9 on CIFAR-10, tuned for 0 to 80 steps, half = 4.7 and p = 0.74.
+HALF_LOSS, POWER = 4.7, 0.75
+FINENESS = 10  # as many plans of the front are looked at for each that is taken
 
 
 def knapsack_seeds(
@@ -39,10 +42,11 @@ def knapsack_seeds(
     """
     table = Table.of(layers, profile, cost)
     front = knapsack(table.costs, table.losses)
-    positions = sorted({front.at(budget) for budget in _spaced(float(front.costs[0]), table.budget(1.0), num)})
+    budgets = _spaced(float(front.costs[0]), table.budget(1.0), FINENESS * num)
+    positions = sorted({front.at(budget) for budget in budgets})
     ratios = np.array([table.ratio(c) for c in front.costs[positions]])
     order = order_by_hypervolume(np.stack((ratios, _score(front.losses[positions], half_loss)), 1), REFERENCE)
-    return sweep((f"knapsack-{ratios[i]:.3f}", table.plan(front.indices[positions[i]].tolist())) for i in order)
+    return sweep((f"knapsack-{ratios[i]:.3f}", table.plan(front.indices[positions[i]].tolist())) for i in order[:num])
 
 
 def _spaced(first: float, last: float, num: int) -> list[float]:
@@ -51,4 +55,4 @@ def _spaced(first: float, last: float, num: int) -> list[float]:
 
 
 def _score(losses: Floats, half_loss: float) -> Floats:
-    return 1 / (1 + losses.clip(0) / half_loss)
+    return 1 / (1 + (losses.clip(0) / half_loss) ** POWER)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ranksearch.allocate import Table, hypervolume_gains, knapsack_seeds
+from ranksearch.allocate import Table, hypervolume, hypervolume_gains, knapsack, knapsack_seeds
 from ranksearch.records import DENSE
 from ranksearch.space import SearchSpace
 from tests.allocate.conftest import drawn_profile
@@ -39,26 +39,44 @@ def test_seeds_are_options_with_the_ratio_in_their_name_ordered_by_what_they_add
         SearchSpace(layers).indices(seed.plan)
         ratio, loss = summed(layers, profile, seed.plan, cost)
         assert seed.origin == f"seed:knapsack-{ratio:.3f}"
-        points.append((ratio, 1 / (1 + loss / 2.0)))
+        points.append((ratio, 1 / (1 + (loss / 2.0) ** 0.75)))
     gains = [hypervolume_gains(points, points[:i], (1.0, 0.5)) for i in range(len(points))]
     for place, gain in enumerate(gains):
         assert gain[place] == pytest.approx(gain.max(), abs=1e-12)
     assert gains[0][0] > 0
 
 
+def kept(loss: float, half: float) -> float:
+    return 1 / (1 + (max(loss, 0) / half) ** 0.75)
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_seeds_are_on_the_predicted_front_and_span_it(seed, layers):
+def test_no_drawn_plan_is_faster_and_loses_less_than_a_seed(seed, layers):
     profile = drawn_profile(layers, seed)
     found = [summed(layers, profile, s.plan, "latency") for s in knapsack_seeds(layers, profile, num=12)]
     rng = np.random.default_rng(seed)
     table = Table.of(layers, profile)
     drawn = [[rng.integers(len(layer.options)) for layer in table.layers] for _ in range(3000)]
     rivals = [summed(layers, profile, table.plan(indices), "latency") for indices in drawn]
-    least = 1 + sum(costs.min() for costs in table.costs)
-    assert min(ratio for ratio, _ in found) == pytest.approx(least)
-    for budget in np.linspace(least, 1, 12, endpoint=False):
-        best = min(loss for ratio, loss in found if ratio <= budget + 1e-12)
-        assert all(loss >= best - 1e-12 for ratio, loss in rivals if ratio <= budget - 1e-3)
+    assert not any(other < ratio - 1e-3 and less <= loss for ratio, loss in found for other, less in rivals)
+
+
+@pytest.mark.parametrize("num", [3, 6, 12])
+@pytest.mark.parametrize("half", [0.3, 3.0])
+def test_few_seeds_are_worth_nearly_the_whole_front_and_more_than_evenly_spaced_ones(num, half, layers):
+    profile = drawn_profile(layers, 4)
+    table = Table.of(layers, profile)
+    front = knapsack(table.costs, table.losses)
+
+    def worth(pairs):
+        return hypervolume([(ratio, kept(loss, half)) for ratio, loss in pairs], (1.0, 0.5))
+
+    of_front = [(table.ratio(cost), loss) for cost, loss in zip(front.costs, front.losses, strict=True)]
+    budgets = np.linspace(front.costs[0], table.budget(1.0), num, endpoint=False)
+    seeds = knapsack_seeds(layers, profile, num=num, half_loss=half)
+    taken = worth([summed(layers, profile, seed.plan, "latency") for seed in seeds])
+    assert taken >= worth([of_front[front.at(budget)] for budget in budgets]) * (1 - 1e-9)
+    assert taken >= {3: 0.8, 6: 0.9, 12: 0.95}[num] * worth(of_front)
 
 
 def test_one_missing_loss_makes_all_layers_count_by_error(layers):

@@ -54,6 +54,25 @@ def test_the_last_tenth_is_the_front_s_plans_trained_for_longer(bench, concurren
     assert len({record.spec.plan for record in longer(bench)}) == num_longer(BUDGET)
 
 
+@pytest.mark.parametrize(("lost", "times"), [(0.0, 1), (0.03, 1), (0.1, 2), (0.6, 4)])
+def test_where_loss_decides_it_is_longer_than_that_and_never_nothing(bench, lost, times):
+    search(bench)
+    trials = {record.number: record for record in records(bench)}
+    dense = trials[0].result.score.value
+    with bench.database() as database:
+        number = max(set(database.pareto_frame("toy").index) - {0}, key=lambda n: -trials[n].result.score.value)
+    short = trials[number]
+    oneshot = replace(short.result.score, value=dense * (1 - lost - 1e-9))
+    trials[number] = replace(
+        short,
+        spec=replace(short.spec, finetune=replace(short.spec.finetune, allocation="by_loss")),
+        result=replace(short.result, oneshot=oneshot),
+    )
+    origin, spec = the_next_longer(trials, [number], 4)
+    assert origin == f"longer:{number}"
+    assert spec.finetune == replace(short.spec.finetune, steps=4 * times * short.spec.finetune.steps)
+
+
 def test_what_lost_most_comes_first_and_what_lost_nothing_not_at_all(bench):
     search(bench)
     trials = {record.number: record for record in records(bench)}
