@@ -19,6 +19,7 @@ from ranksearch import latency
 from ranksearch.evaluate import evaluate
 from ranksearch.latency.fresh import measure_fresh
 from ranksearch.profile import describe
+from ranksearch.profiling import PROBE
 from ranksearch.recipes import recipes_of
 from ranksearch.records import (
     LayerRecord,
@@ -27,13 +28,14 @@ from ranksearch.records import (
     Plan,
     Profile,
     Recipe,
+    Timings,
     TrialRecord,
     TrialResult,
     TrialSpec,
     key_of,
 )
 from ranksearch.space import SearchSpace, layer_records, load_space
-from ranksearch.study.creation import profiled
+from ranksearch.study.profiles import profiled
 from ranksearch.study.remeasure import net_of
 from ranksearch.tasks import Task
 from ranksearch.trial import run, start, train
@@ -102,10 +104,16 @@ class Arena:
         name = f"{seconds:g}"
         if self._profiles.get(name) is None:
             start = perf_counter()
-            found = profiled(self.bench, self.layers, self.measure, self.recipes[0].finetune, seconds)
+            found = profiled(
+                self.bench, self.layers, self.measure, self.recipes[0].finetune, seconds, self._nothing_known
+            )
             self._profiles.put(name, [found.to_json(), perf_counter() - start])
         profile, took = self._profiles.get(name)
         return Profile.from_json(profile), took
+
+    @property
+    def _nothing_known(self) -> Timings:
+        return Timings(identity={**latency.identity(self.measure, CPU), "probe": str(PROBE)})
 
     def evaluate(self, plan: Plan, recipe: str, seed: int, *, number: int, origin: str) -> TrialRecord:
         spec = self._spec(plan, recipe, seed)

@@ -1,8 +1,8 @@
 """Knapsack seeds: the plans that a profile predicts to be best, in an order that is good wherever it is broken off.
 
 Latencies and losses of single options add up, nearly, so the knapsack of a profile's table predicts the whole front.
-Of it, those plans are taken, one after the other, that add most hypervolume to those before. For that a predicted loss is
-mapped to a score, the share of its accuracy that a briefly fine-tuned network keeps:
+Of it, those plans are taken, one after the other, that add most hypervolume to those before. For that a predicted loss
+is mapped to a score, the share of its accuracy that a briefly fine-tuned network keeps:
 
     score = 1 / (1 + (loss / half)ᵖ)
 """
