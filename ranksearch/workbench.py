@@ -31,6 +31,10 @@ __all__ = ["Workbench"]
 KEEP_BYTES = 512 * 2**20
 # What a batch's layers return, where gradients are followed back through them: of large pictures fewer at a time.
 BACKWARD_BYTES = 256 * 2**20
+# What gathering metrics may take forwards, and twice that backwards: half a minute of one core. A net of more than half
+# a billion MACs gives them from fewer examples, which still show thousands of positions of each layer.
+METRIC_MACS = 2.5e11
+LEAST_METRIC_EXAMPLES = 64
 
 
 @dataclass
@@ -100,7 +104,8 @@ class Workbench:
 
     def _metrics(self, config: FinetuneConfig) -> Mapping[str, Metric]:
         """Of the calibration split, on one thread: the name of a decomposition in the cache holds their last bits."""
-        total = min(config.calibration_examples, len(self.task.calibration))
+        affordable = max(LEAST_METRIC_EXAMPLES, int(METRIC_MACS / max(1, self.dense_cost.macs)))
+        total = min(config.calibration_examples, len(self.task.calibration), affordable)
         size = min(128, total, max(1, BACKWARD_BYTES // activation_bytes(self.dense, self.example)))
         batches = (self.task.calibration.batch(range(i, i + size)) for i in range(0, total - size + 1, size))
         with threads(1):

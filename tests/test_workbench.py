@@ -27,3 +27,16 @@ def test_metrics_are_gathered_from_as_many_examples_at_a_time_as_memory_bears(mo
         monkeypatch.setattr(workbench, "BACKWARD_BYTES", int(room * size))
         Workbench(bench.task, torch.device("cpu")).metrics(config)
         assert sizes == expected
+
+
+def test_metrics_of_a_large_net_are_gathered_from_fewer_examples(monkeypatch):
+    seen = []
+    monkeypatch.setattr(workbench, "gather_metrics", lambda model, layers, batches, loss: seen.extend(batches) or {})
+    bench = Workbench(toy_task(), torch.device("cpu"))
+    config = FinetuneConfig(factors="fisher", calibration_examples=24)
+    monkeypatch.setattr(workbench, "LEAST_METRIC_EXAMPLES", 4)
+    for examples, macs in ((24, 30), (10, 10), (4, 1)):  # as many as asked for, as there is time for, and the least
+        seen.clear()
+        monkeypatch.setattr(workbench, "METRIC_MACS", macs * bench.dense_cost.macs)
+        Workbench(bench.task, torch.device("cpu")).metrics(config)
+        assert sum(len(targets) for _, targets in seen) == examples
