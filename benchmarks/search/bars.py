@@ -31,7 +31,7 @@ def _check(test: str, value: float | None, note: str, found: Found, **bounds: fl
 
 
 def _levels(found: Found) -> Iterator[Check]:
-    if found.long_budget < AT:
+    if len(found.of(OURS)) < 2:
         return
     ours, uniform = _curves(found, OURS), _curves(found, UNIFORM)
     for num, least in AGAINST_UNIFORM.items():
@@ -39,16 +39,17 @@ def _levels(found: Found) -> Iterator[Check]:
         note = f"of {len(times)} seeds {min(times):.3f} to {max(times):.3f}"
         name = f"hypervolume after {num} trials, times that of the whole uniform sweep"
         yield _check(name, median(times), note, found, at_least=least)
-    shares = [_share_of_union(found, run.seed) for run in found.of(OURS) if len(run.ratios) >= AT]
-    name = f"hypervolume after {AT} trials, share of that of all trials made"
+    num = min(AT, max(len(run.ratios) for run in found.of(OURS)))
+    shares = [_share_of_union(found, run.seed, num) for run in found.of(OURS) if len(run.ratios) >= num]
+    name = f"hypervolume after {num} trials, share of that of all trials made" + f" (asked of {AT})" * (num < AT)
     yield _check(name, median(shares), f"{len(shares)} seeds", found, at_least=OF_UNION)
 
 
-def _share_of_union(found: Found, seed: int) -> float:
+def _share_of_union(found: Found, seed: int, num: int) -> float:
     runs = [run for run in found.runs if run.seed == seed]
     union = [pair for run in runs for pair in zip(run.ratios, run.accuracies, strict=True)]
     (ours,) = (run for run in runs if run.searcher == OURS)
-    return curve(ours, found.dense["validation"])[AT] / hypervolume(union, found.dense["validation"])
+    return curve(ours, found.dense["validation"])[num] / hypervolume(union, found.dense["validation"])
 
 
 def _curves(found: Found, searcher: str) -> list[Curve]:
