@@ -80,7 +80,7 @@ def test_factors_are_those_of_the_first_recipe(fresh, ranksearch, monkeypatch):
     for words in (("--space", "mine.yaml"), ("--space", "mine.yaml", "--finetune-factors", "plain"), ()):
         ranksearch("profile", *words)
     assert [(config.factors, config.calibration_examples) for config in asked] == [
-        *(("fisher", 9), ("plain", 9), ("plain", 512))
+        *(("fisher", 9), ("plain", 9), ("fisher", 512))
     ]
     assert all(config.threads >= 1 for config in asked)
 

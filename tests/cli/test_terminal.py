@@ -86,7 +86,7 @@ def test_the_live_view(told, monkeypatch):
     shown = console.file.getvalue()
     assert "2 of 8 trials are there already" in shown
     assert "7/8 trials" in shown
-    assert "6 complete   1 failed   1 running" in shown
+    assert "6 complete   0 pruned   1 failed   1 running" in shown
     assert "last failure: trial 6: no luck" in shown
     assert "1 point" in shown
 
