@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
 import torch
 import torchvision
+from torch import nn
 
 from benchmarks.cifar import resnet9
 from benchmarks.machine import conditions, write
@@ -52,8 +53,8 @@ class Noise:
         return pictures, torch.randint(self._num_classes, (len(numbers),), generator=generator)
 
 
-def task_of(net: str) -> Task:
-    make, size, num_classes = NETS[net]
+def noise_task(name: str, make: Callable[[], nn.Module], size: int, num_classes: int) -> Task:
+    """A net with random weights on random pictures of size × size."""
     torch.manual_seed(0)
     pictures = Noise(size, num_classes)
     return Task(
@@ -66,7 +67,7 @@ def task_of(net: str) -> Task:
         metric_name="accuracy",
         example_input=pictures.batch([0])[0],
         distillation=distillation,
-        model_name=net,
+        model_name=name,
         data_name="noise",
     )
 
@@ -74,7 +75,7 @@ def task_of(net: str) -> Task:
 def measured(net: str, seconds: float) -> dict[str, Any]:
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    bench = Workbench(task_of(net), CPU)
+    bench = Workbench(noise_task(net, *NETS[net]), CPU)
     layers = layer_records(load_space("default"), bench.layers)
     memory.reset_peak(CPU)
     before, start = memory.peak(CPU), perf_counter()
