@@ -57,7 +57,7 @@ def test_a_worker_lost_in_training_leaves_the_latency_it_measured(bench, monkeyp
     class Lost(BaseException):
         pass
 
-    def lost(*_):
+    def lost(*_, **__):
         raise Lost
 
     monkeypatch.setattr("ranksearch.trial.train", lost)
