@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks.cifar import resnet9
 from benchmarks.machine import conditions, write
-from benchmarks.profile import noise_task
+from benchmarks.profiles import noise_task
 from ranksearch import latency
 from ranksearch.compress import compress
 from ranksearch.latency.selftest import TRAINING

@@ -1,4 +1,4 @@
-"""What a profile costs: `python -m benchmarks.profile [--net resnet18] [--seconds 60]`.
+"""What a profile costs: `python -m benchmarks.profiles [--net resnet18] [--seconds 60]`.
 
 An R9-like net at 32² and ResNet-18 at 224², random weights and pictures (they change no time), Fisher-weighted factors,
 an empty cache of decompositions, each net in a process of its own: seconds a phase, options, and how much more memory
@@ -132,7 +132,7 @@ def main() -> None:
         return
     result: dict[str, Any] = conditions() | {"seed": 0, "n": 1, "seconds_allowed": given.seconds}
     for net in given.net or NETS:
-        command = [sys.executable, "-m", "benchmarks.profile", "--child", net, "--seconds", str(given.seconds)]
+        command = [sys.executable, "-m", "benchmarks.profiles", "--child", net, "--seconds", str(given.seconds)]
         with tempfile.TemporaryDirectory() as cache:
             where = os.environ | {"XDG_CACHE_HOME": cache}
             child = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=where)
