@@ -9,7 +9,7 @@ from ranksearch.records.record import Record, one_of, require
 __all__ = ["FinetuneConfig", "MeasureConfig", "Recipe"]
 
 # Share of the accuracy that one shot loses, from … on → how many times as long a training `by_loss` is.
-EFFORTS = ((0.0, 0), (0.02, 1), (0.06, 2), (0.25, 4))
+EFFORTS = ((-math.inf, 0), (0.02, 1), (0.06, 2), (0.25, 4))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +37,7 @@ class FinetuneConfig(Record):
     block_distillation: float = 0.0  # weight, beside that, of how far each block's outputs are from the dense model's
     factors: str = "plain"  # plain | fisher: of weights as they are, or weighted by what the loss asks of each layer
     init: str = "decompose"  # decompose | random: from scratch, all layers of the net
-    inherit: bool = (
-        False  # start from the trained weights of a trial with a similar plan, where the layers are the same
-    )
+    inherit: bool = False  # start from the trained weights of a similar plan's trial, where layers are the same
     reconstruction_steps: int = 0  # of each replaced layer by itself, before all train together
     atcd: str = "none"  # none | autograd (both train the factors) | project: train the composed weight, decompose again
     atcd_period: int = 1  # steps between two projections
@@ -99,7 +97,7 @@ class FinetuneConfig(Record):
         """As long as a plan is trained of whose accuracy one shot loses the share `lost`."""
         if self.allocation == "fixed":
             return self
-        return self._times(max(times for least, times in EFFORTS if lost >= least or not least))
+        return self._times(max(times for least, times in EFFORTS if lost >= least))
 
     @property
     def longest(self) -> "FinetuneConfig":
@@ -119,11 +117,7 @@ class FinetuneConfig(Record):
     def to_json(self) -> dict[str, Any]:
         """Without what a study of before these choices lacks, so that its name by hash is still its name."""
         later = {"allocation": "fixed", "inherit": False}
-        return {
-            key: value
-            for key, value in Record.to_json(self).items()
-            if later.get(key, value) != value or key not in later
-        }
+        return {key: value for key, value in Record.to_json(self).items() if key not in later or value != later[key]}
 
     def num_steps(self, num_examples: int) -> int | None:
         """As many as `steps` and `epochs` of so many examples allow; None where only `seconds` end the training."""
