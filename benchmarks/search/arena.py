@@ -46,7 +46,7 @@ __all__ = ["Arena"]
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-MEASURE = MeasureConfig(iterations_per_block=4, max_seconds=0.5)  # a third of what `run` takes, and as much noisier
+MEASURE = MeasureConfig()  # as `run` measures
 FRESH = {"half_width": 0.005, "max_seconds": 5.0}  # of measurements in fresh processes
 
 

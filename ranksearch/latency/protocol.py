@@ -22,7 +22,7 @@ from ranksearch.records import MeasureConfig
 
 __all__ = ["PROTOCOL", "Arm", "Timer", "Timing", "Visit", "Warmup", "time_pair", "warm_up"]
 
-PROTOCOL = 2  # raise it when a change here can change a number: measurements of two protocols are never compared
+PROTOCOL = 3  # raise it when a change here can change a number: measurements of two protocols are never compared
 
 MIN_WARMUP_SAMPLES = 10  # of each arm, so 20 passes in all: of a slow model they are most of what measuring costs
 MAX_WARMUP_SECONDS = 10.0
@@ -156,8 +156,8 @@ class _Window:
         return (self.interval[1] - self.interval[0]) / 2 / self.ratio
 
     @property
-    def drift(self) -> float:
-        return drift(self.dense_ms)
+    def has_drifted(self) -> bool:
+        return drift(self.dense_ms) > MAX_DRIFT
 
 
 def time_pair(timer: Timer, config: MeasureConfig, *, seed: int) -> Timing:
@@ -169,8 +169,6 @@ def time_pair(timer: Timer, config: MeasureConfig, *, seed: int) -> Timing:
     rng = np.random.default_rng(seed)
     warmup = warm_up(timer)
     window = _measure_window(timer, config, warmup, rng)
-    if window.drift > MAX_DRIFT:
-        window = _measure_window(timer, config, warmup, rng)
     low, high = window.interval
     return Timing(
         ratio=window.ratio,
@@ -189,7 +187,7 @@ def _flags(window: _Window, warmup: Warmup, config: MeasureConfig, wall_per_devi
     raised = {
         "noisy": window.half_width > config.half_width,
         "contended": window.has_waited,
-        "unstable": window.drift > MAX_DRIFT or not warmup.is_settled,
+        "unstable": window.has_drifted or not warmup.is_settled,
         "launch_bound": wall_per_device > MAX_WALL_PER_DEVICE,
         "throttled": window.num_dropped > 0,
     }
@@ -197,7 +195,11 @@ def _flags(window: _Window, warmup: Warmup, config: MeasureConfig, wall_per_devi
 
 
 def warm_up(timer: Timer) -> Warmup:
-    """Runs both arms in turns until the times of both have settled, or for MAX_WARMUP_SECONDS."""
+    """Runs both arms in turns until the ratio of their times has settled, or for MAX_WARMUP_SECONDS.
+
+    The ratio, for that is what is reported: a machine that others slow down and release moves both arms alike, and
+    waiting for it to stop would take seconds and change nothing.
+    """
     start = timer.now()
     samples_ms: dict[Arm, list[float]] = {arm: [] for arm in Arm}
     while True:
@@ -206,7 +208,7 @@ def warm_up(timer: Timer) -> Warmup:
             samples_ms[arm] += [visit.cpu_ms] * 2 if visit.has_waited else visit.samples_ms
         seconds = timer.now() - start
         enough = len(samples_ms[Arm.DENSE]) >= MIN_WARMUP_SAMPLES and seconds >= timer.min_warmup_seconds
-        settled = (enough or seconds >= MAX_WARMUP_SECONDS) and all(is_settled(ms) for ms in samples_ms.values())
+        settled = (enough or seconds >= MAX_WARMUP_SECONDS) and is_settled(_ratios(*samples_ms.values()))
         if (enough and settled) or seconds >= MAX_WARMUP_SECONDS:
             break
     dense_ms, candidate_ms = (median(ms[-(len(ms) // 2) :]) for ms in samples_ms.values())
@@ -229,7 +231,7 @@ def _measure_window(timer: Timer, config: MeasureConfig, warmup: Warmup, rng: np
         if not is_late and len(blocks) < next_look:
             continue
         window = _window(blocks, num_dropped, rng)
-        if is_late or window.half_width <= config.half_width:
+        if is_late or (window.half_width <= config.half_width and not window.has_drifted):
             return window
         next_look = math.ceil(len(blocks) * GROWTH_BETWEEN_LOOKS)
 
@@ -245,7 +247,7 @@ def _window(blocks: Sequence[Block], num_dropped: int, rng: np.random.Generator)
         tuple(visit.cpu_ms if has_waited else median(visit.samples_ms) for visit in visits)
         for visits in zip(*((block.dense, block.candidate) for block in blocks), strict=True)
     )
-    ratios = tuple(b / a for a, b in zip(dense_ms, candidate_ms, strict=True))
+    ratios = _ratios(dense_ms, candidate_ms)
     return _Window(
         ratios=ratios,
         dense_ms=dense_ms,
@@ -254,6 +256,10 @@ def _window(blocks: Sequence[Block], num_dropped: int, rng: np.random.Generator)
         num_dropped=num_dropped,
         has_waited=has_waited,
     )
+
+
+def _ratios(dense_ms: Sequence[float], candidate_ms: Sequence[float]) -> tuple[float, ...]:
+    return tuple(b / a for a, b in zip(dense_ms, candidate_ms, strict=True))
 
 
 def _measure_block(timer: Timer, order: Sequence[Arm], num_samples: int, passes: int) -> Block:

@@ -26,7 +26,7 @@ class CpuTimer:
     """`perf_counter_ns`, and beside it the CPU time of the timing thread, which foreign load does not stretch."""
 
     min_sample_ms = 1.0
-    min_warmup_seconds = 0.5
+    min_warmup_seconds = 0.2
 
     def __init__(self, calls: Calls, *, threads: int) -> None:
         self._calls = calls

@@ -146,9 +146,9 @@ class MeasureConfig(Record):
     dtype: str = "float32"  # float32 | bfloat16 | float16
     layout: str = "contiguous"  # contiguous | channels_last
     half_width: float = 0.01  # stop when the 95 % interval of the ratio is this narrow on either side …
-    max_seconds: float = 1.5  # … or after this long
+    max_seconds: float = 0.5  # … or after this long
     min_blocks: int = 10
-    iterations_per_block: int = 10  # of each arm
+    iterations_per_block: int = 4  # of each arm: short blocks, for whatever lasts longer than one cancels
 
     def __post_init__(self) -> None:
         one_of("backend", self.backend, ("eager", "onnxruntime", "cuda-graph", "compile"))

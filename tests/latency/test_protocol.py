@@ -91,7 +91,7 @@ def test_weather_that_slows_both_arms_leaves_the_ratio_alone():
     config = dataclasses.replace(CONFIG, half_width=0.002, max_seconds=6.0)
     timing = time_pair(SimulatedTimer(ratio=0.5, sample_noise=0.01, weather=wandering), config, seed=0)
     assert timing.ratio == pytest.approx(0.5, rel=0.01)
-    assert np.ptp(timing.dense_ms) > 1.0
+    assert np.ptp(timing.dense_ms) > 0.8
 
 
 def test_a_foreign_load_that_comes_and_goes_leaves_the_ratio_alone():
@@ -129,7 +129,21 @@ def test_a_noisy_machine_is_stopped_in_time_and_flagged():
     assert "noisy" in timing.flags
     assert (timing.ratio_high - timing.ratio_low) / 2 / timing.ratio > CONFIG.half_width
     block_seconds = 20 * 3e-3 * 2
-    assert CONFIG.max_seconds <= timer.now() - timing.warmup_seconds <= 2 * (CONFIG.max_seconds + block_seconds)
+    assert CONFIG.max_seconds <= timer.now() - timing.warmup_seconds <= CONFIG.max_seconds + 2 * block_seconds
+
+
+def test_a_machine_that_two_speeds_take_turns_on_is_measured_in_time():
+    """As a neighbour on the same core makes it: half as fast again for fractions of a second, seen by both models."""
+    rng = np.random.default_rng(0)
+    speeds = rng.choice([1.0, 1.5], size=1000)
+    block_seconds = 8 * 1.5 * 3e-3
+    for run in range(20):
+        timer = SimulatedTimer(ratio=0.6, weather=lambda seconds: float(speeds[int(seconds / 0.15)]), seed=run)
+        timer.seconds = start = 5.0 * run
+        timing = time_pair(timer, CONFIG, seed=run)
+        assert timer.now() - start <= timing.warmup_seconds + CONFIG.max_seconds + 2 * block_seconds
+        assert timing.warmup_seconds < 2.0
+        assert timing.ratio == pytest.approx(0.6, rel=0.02)
 
 
 def test_more_noise_takes_more_blocks_and_a_wider_target_takes_fewer():
@@ -176,7 +190,7 @@ def test_blocks_are_abba_or_baab_in_random_order():
 )
 def test_a_sample_lasts_at_least_a_millisecond_with_equal_passes_for_both_arms(dense_ms, ratio, passes, samples):
     timer = SimulatedTimer(dense_ms=dense_ms, ratio=ratio, sample_noise=0.0)
-    timing = time_pair(timer, CONFIG, seed=0)
+    timing = time_pair(timer, dataclasses.replace(CONFIG, iterations_per_block=10, max_seconds=9), seed=0)
     timed = timer.visits[-4 * timing.num_blocks :]
     assert {p for _, _, p in timed} == {passes}
     assert {n for _, n, _ in timed} == {samples}  # ten passes of each arm a block, where they are long enough
@@ -195,17 +209,35 @@ def test_warm_up_lasts_its_least_time_and_samples_on_a_steady_machine():
     assert sum(n for arm, n, _ in slow.visits if arm is Arm.DENSE) == protocol.MIN_WARMUP_SAMPLES
 
 
-def test_warm_up_waits_for_a_machine_to_settle():
-    def cooling(seconds):
-        return 1.0 + 2.0 * math.exp(-seconds / 0.5)
+@dataclasses.dataclass
+class WarmingCandidate(SimulatedTimer):
+    """The candidate alone is slower at first, by `cold(seconds)`."""
 
-    warmup = warm_up(SimulatedTimer(sample_noise=0.01, weather=cooling))
+    cold: Callable[[float], float] = lambda seconds: 1.0
+
+    def visit(self, arm, num_samples, passes):
+        self.weather = self.cold if arm is Arm.CANDIDATE else lambda seconds: 1.0
+        return super().visit(arm, num_samples, passes)
+
+
+def test_warm_up_waits_for_the_ratio_to_settle():
+    timer = WarmingCandidate(sample_noise=0.01, cold=lambda seconds: 1.0 + 2.0 * math.exp(-seconds / 0.5))
+    warmup = warm_up(timer)
     assert 1.0 < warmup.seconds < protocol.MAX_WARMUP_SECONDS
-    assert warmup.dense_ms == pytest.approx(3.0, rel=0.1)
+    assert warmup.candidate_ms == pytest.approx(3.0, rel=0.1)
 
 
-def test_warm_up_ends_on_a_machine_that_never_settles_which_is_flagged():
-    timer = SimulatedTimer(sample_noise=0.0, weather=lambda seconds: 1.0 + seconds if seconds < 10.0 else 11.0)
+def test_warm_up_does_not_wait_for_weather_that_both_models_feel():
+    def gusts(seconds):
+        return 1.5 if int(seconds / 0.2) % 3 == 1 else 1.0
+
+    warmup = warm_up(SimulatedTimer(ratio=0.5, sample_noise=0.01, weather=gusts))
+    assert warmup.is_settled
+    assert warmup.seconds < 0.7
+
+
+def test_warm_up_ends_where_the_ratio_never_settles_which_is_flagged():
+    timer = WarmingCandidate(sample_noise=0.0, cold=lambda seconds: 1.0 + min(seconds, 10.0))
     timing = time_pair(timer, CONFIG, seed=0)
     assert protocol.MAX_WARMUP_SECONDS <= timing.warmup_seconds < protocol.MAX_WARMUP_SECONDS + 0.2
     assert "unstable" in timing.flags
@@ -218,36 +250,35 @@ def step_at(seconds_of_step, height=1.1):
     return lambda seconds: height if seconds > seconds_of_step else 1.0
 
 
-def test_a_step_of_the_dense_time_is_measured_once_more_and_then_forgotten():
-    timer = SimulatedTimer(sample_noise=0.002, weather=step_at(0.8))
+def test_a_step_of_the_dense_time_is_outlasted():
+    timer = SimulatedTimer(sample_noise=0.002, weather=step_at(0.55))
     timing = time_pair(timer, CONFIG, seed=0)
     assert timing.flags == ()
-    timed = [visit for visit in timer.visits if visit[1] == CONFIG.iterations_per_block // 2]
-    assert len(timed) == 2 * 4 * CONFIG.min_blocks
-    assert min(timing.dense_ms) > 1.05 * timer.dense_ms  # the second window alone is reported
+    assert CONFIG.min_blocks < timing.num_blocks
+    assert len(timing.dense_ms) == 4 * timing.num_blocks  # what came before the step is kept
 
 
-def test_a_steady_drift_ends_as_unstable_with_the_right_ratio():
+def test_a_steady_drift_ends_in_time_as_unstable_with_the_right_ratio():
     timer = SimulatedTimer(ratio=0.5, sample_noise=0.002)
-    timer.weather = lambda seconds: 1.0 + 0.3 * max(0.0, seconds - 0.6)
+    timer.weather = lambda seconds: 1.0 + 0.6 * max(0.0, seconds - 0.5)
     timing = time_pair(timer, CONFIG, seed=0)
-    assert "unstable" in timing.flags
+    assert timing.flags == ("unstable",)
+    assert CONFIG.max_seconds <= timer.now() - timing.warmup_seconds < CONFIG.max_seconds + 0.1
     assert timing.ratio == pytest.approx(0.5, rel=0.01)
 
 
-def test_a_small_drift_is_measured_once():
+def test_a_small_drift_takes_the_fewest_blocks():
     timer = SimulatedTimer(sample_noise=0.002, weather=lambda seconds: 1.0 + 0.02 * seconds)
     timing = time_pair(timer, CONFIG, seed=0)
-    timed = [visit for visit in timer.visits if visit[1] == CONFIG.iterations_per_block // 2]
     assert timing.flags == ()
-    assert len(timed) == 4 * timing.num_blocks
+    assert timing.num_blocks == CONFIG.min_blocks
 
 
 def test_throttled_blocks_are_dropped_and_counted():
     timer = SimulatedTimer(sample_noise=0.002)
     timer.weather = lambda seconds: 1.5 if 0.7 < seconds < 0.9 else 1.0
     timer.is_hot = lambda seconds: 0.7 < seconds < 1.1
-    timing = time_pair(timer, CONFIG, seed=0)
+    timing = time_pair(timer, dataclasses.replace(CONFIG, max_seconds=1.5), seed=0)
     assert timing.flags == ("throttled",)
     assert timing.num_dropped_blocks >= 2
     assert timing.num_blocks == CONFIG.min_blocks
