@@ -1,7 +1,7 @@
 """The built-in example, as a newcomer runs it: `python -m benchmarks.example [--budget 200]`.
 
 A subprocess runs `ranksearch run` in an empty folder with an empty cache; this process watches the memory of all that
-it starts (sum of PSS, every second) and reads the times from the database.
+it starts (sum of PSS, every three seconds) and reads the times from the database.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def run(folder: Path, budget: int, study: str) -> tuple[float, float, int]:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         while process.poll() is None:
             peak = max(peak, pss(process.pid))
-            time.sleep(1)
+            time.sleep(3)
     if process.returncode != 0:
         raise SystemExit((folder / f"{study}.log").read_text()[-2000:])
     return time.time() - started, started, peak

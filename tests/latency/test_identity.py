@@ -62,7 +62,7 @@ def test_the_default_batch_and_the_same_batch_written_out_are_one_identity():
 def test_identity_names_device_library_and_protocol():
     found = identity(CONFIG, CPU)
     assert found["torch"] == torch.__version__
-    assert found["latency_protocol"] == "2"
+    assert found["latency_protocol"] == "3"
     assert found["device"] == "cpu"
     assert all(type(value) is str and value for value in found.values())
 

@@ -129,13 +129,13 @@ def _name(process: psutil.Process) -> str:
 
 
 @pytest.mark.timeout(10 * MINUTES)
-def test_three_kills_of_the_driver(tmp_path):
-    driver_kills(tmp_path, kills=3, budget=14)
+def test_two_kills_of_the_driver(tmp_path):
+    driver_kills(tmp_path, kills=2, budget=11)
 
 
 @pytest.mark.timeout(10 * MINUTES)
-def test_three_kills_of_a_worker(tmp_path):
-    worker_kills(tmp_path, kills=3, budget=20)
+def test_two_kills_of_a_worker(tmp_path):
+    worker_kills(tmp_path, kills=2, budget=15)
 
 
 @pytest.mark.slow

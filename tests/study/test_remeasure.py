@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,3 +196,19 @@ def test_without_flags_all_is_as_in_the_study_but_for_how_long():
     measure = MeasureConfig(batch_size=3, threads=2, layout="channels_last", dtype="bfloat16")
     (found,) = variants(measure)
     assert found == replace(measure, half_width=0.005, max_seconds=15.0)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1.0, 0), (2.0, 1), (13.0, 1), (14.0, 2), (20.0, 2), (21.0, 3)])
+def test_what_fits_into_the_time_is_measured_again(monkeypatch, seconds, expected):
+    """Each takes seven seconds, which is known from the first one on."""
+    clock = [100.0]
+
+    def slowly(record, configs, bench):
+        clock[0] += 7.0
+        yield measurement(0.5)
+
+    monkeypatch.setattr(remeasure, "_measured", slowly)
+    monkeypatch.setattr(remeasure, "perf_counter", lambda: clock[0])
+    wanted = [(SimpleNamespace(number=number), None) for number in range(5)]
+    found = remeasure.measured_within(None, wanted, seconds)
+    assert [number for number, _ in found] == list(range(expected))
