@@ -76,6 +76,7 @@ def main() -> None:
     given_again = ["--data", str(given.data), "--validation", str(given.validation), "--test", str(given.test)]
     given_again += ["--profile-seconds", str(given.profile_seconds), "--cores", str(given.cores)]
     given_again += ["--smoke"] * given.smoke
+    is_apart = given.jobs > 1 or math.isfinite(given.job_seconds)
     for name in given.nets:
         net = replace(NETS[name], **SMOKE) if given.smoke else NETS[name]
 
@@ -83,7 +84,7 @@ def main() -> None:
             command = ["benchmarks.search", *given_again, "--nets", name]
             side_by_side(jobs, folder, command, pairs[: given.jobs], given.job_seconds)
 
-        found = tournament(net, given.data, given.kept, counts, apart if given.jobs > 1 else None, given.only)
+        found = tournament(net, given.data, given.kept, counts, apart if is_apart else None, given.only)
         if found is None:
             return
         print(page.net_section(name, found))

@@ -15,7 +15,7 @@ from benchmarks.search.jobs import Job
 from benchmarks.search.nets import Net
 from benchmarks.search.race import Run, point, race
 from benchmarks.search.report import Found, Front
-from benchmarks.search.searchers import ALL_RULES, OURS, RULES, Searcher, ours, peers, pruned, rules
+from benchmarks.search.searchers import ALL_RULES, OURS, RULES, UNIFORM, Searcher, ours, peers, pruned, rules
 from benchmarks.subset import subset
 from ranksearch.evaluate import evaluate
 from ranksearch.records import Plan, Profile, TrialRecord
@@ -96,7 +96,7 @@ def _has_trials(searcher: Searcher) -> bool:
 
 
 def _entries(net: Net, arena: Arena, profile: Profile, pays: float) -> list[tuple[Searcher, int]]:
-    """Who races with which seed: those with the most trials first."""
+    """Who races with which seed: what the bars are about first, then those with the most trials."""
     found = []
     for seed in range(net.seeds):
         found.append((ours(arena, profile, pays, net.budget, net.budget if seed else net.long_budget), seed))
@@ -106,7 +106,7 @@ def _entries(net: Net, arena: Arena, profile: Profile, pays: float) -> list[tupl
             rest = [*rules(arena), *peers(arena, net.samplers, net.budget)]
             rest += pruned(arena, profile, pays, net.pruned, net.budget)
         found += [(searcher, seed) for searcher in rest if _has_trials(searcher)]
-    return sorted(found, key=lambda entry: -entry[0].budget)
+    return sorted(found, key=lambda entry: (entry[0].name not in (OURS, UNIFORM), -entry[0].budget))
 
 
 def _raced(searcher: Searcher, seed: int, arena: Arena, dense: float) -> Raced:
