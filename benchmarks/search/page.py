@@ -37,8 +37,8 @@ def put() -> None:
 
 INTRODUCTION = """## Against other searches
 
-Found by `python -m benchmarks.search --data cifar10.npz`, one net after the other in one process on two cores; latencies
-eager at batch 8 on one thread.
+Found by `python -m benchmarks.search --data cifar10.npz`, one net after the other in one process on two cores;
+latencies eager at batch 8 on one thread.
 Every searcher proposes plans for the same net, and every plan is a trial of the default space's recipes on the same
 batches; a plan that two searchers propose is evaluated once and its seconds are counted for both.
 
