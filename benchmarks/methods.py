@@ -20,8 +20,8 @@ from ranksearch.compress import compress, plan_cost
 from ranksearch.errors import SpaceError
 from ranksearch.evaluate import evaluate
 from ranksearch.factorize import METHODS, Method
-from ranksearch.records import FinetuneConfig, LayerChoice, MeasureConfig, Plan, TrialSpec
-from ranksearch.space import LayerRecord, RankRule, SpaceConfig, layer_records
+from ranksearch.records import FinetuneConfig, LayerChoice, LayerRecord, MeasureConfig, Plan, TrialSpec
+from ranksearch.space import RankRule, SpaceConfig, layer_records
 from ranksearch.workbench import Workbench
 
 SHARES = (0.5, 0.25)
