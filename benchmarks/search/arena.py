@@ -96,6 +96,13 @@ class Arena:
         plan, recipe, origin, second = found
         return Plan.from_json(plan), recipe, origin, second
 
+    def raced(self) -> list[tuple[Plan, str, int]]:
+        """Plan, recipe and seed of every trial of every race."""
+        return [
+            (Plan.from_json(plan), recipe, int(name.split(":")[-2]))
+            for name, (plan, recipe, _, _) in self._races.items()
+        ]
+
     def space(self, layers: Sequence[LayerRecord]) -> SearchSpace:
         return SearchSpace(tuple(layers), tuple(recipe.name for recipe in self.recipes))
 

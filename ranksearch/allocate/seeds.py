@@ -17,12 +17,13 @@ from ranksearch.allocate.sweep import sweep
 from ranksearch.allocate.table import Floats, Table
 from ranksearch.records import LayerRecord, Profile, SeedPlan
 
-__all__ = ["knapsack_seeds"]
+__all__ = ["HALF_LOSS", "kept_share", "knapsack_seeds"]
 
 # As the fronts of studies are compared: what is faster than dense and keeps more than half of its accuracy counts.
 REFERENCE = (1.0, 0.5)
 
 # In nats, and its power: of 181 plans of a ResNet-9 on CIFAR-10, tuned for 0 to 80 steps, half = 4.7 and p = 0.74.
+# What other nets say: benchmarks.half_loss.
 HALF_LOSS, POWER = 4.7, 0.75
 FINENESS = 10  # as many plans of the front are looked at for each that is taken
 
@@ -45,14 +46,15 @@ def knapsack_seeds(
     budgets = _spaced(float(front.costs[0]), table.budget(1.0), FINENESS * num)
     positions = sorted({front.at(budget) for budget in budgets})
     ratios = np.array([table.ratio(c) for c in front.costs[positions]])
-    order = order_by_hypervolume(np.stack((ratios, _score(front.losses[positions], half_loss)), 1), REFERENCE)
+    order = order_by_hypervolume(np.stack((ratios, kept_share(front.losses[positions], half_loss)), 1), REFERENCE)
     return sweep((f"knapsack-{ratios[i]:.3f}", table.plan(front.indices[positions[i]].tolist())) for i in order[:num])
+
+
+def kept_share(losses: Floats, half_loss: float = HALF_LOSS) -> Floats:
+    """Of the accuracy, after a brief fine-tuning; 0 to 1."""
+    return 1 / (1 + (losses.clip(0) / half_loss) ** POWER)
 
 
 def _spaced(first: float, last: float, num: int) -> list[float]:
     """Evenly from the first on, the last left out."""
     return [first + (last - first) * i / num for i in range(num)]
-
-
-def _score(losses: Floats, half_loss: float) -> Floats:
-    return 1 / (1 + (losses.clip(0) / half_loss) ** POWER)
