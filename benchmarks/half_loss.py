@@ -2,7 +2,7 @@
 
 The seeds' order rests on one curve for all nets, share of the accuracy kept = 1 / (1 + (loss / HALF_LOSS)^POWER). Here
 it is fitted to the trials that `python -m benchmarks.search` has kept, net by net: the half loss that predicts best,
-how far it and HALF_LOSS are off (root mean square, of the share), and how many of a search's seeds the two have in common.
+how far it and HALF_LOSS are off (root mean square, of the share), and how many of a search's seeds both give.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from ranksearch.records import LayerRecord, Plan, Profile
 from ranksearch.study.creation import NUM_SEEDS, noise_of
 
 HALVES = np.geomspace(0.5, 50, 201)  # nats
-CORES, VALIDATION, PROFILE_SECONDS = 2, 1000, 25.0  # of benchmarks.search, whose trials these are
+CORES, VALIDATION, TEST, PROFILE_SECONDS = 2, 1000, 2000, 25.0  # of benchmarks.search, whose trials these are
 
 
 def fitted(losses: np.ndarray, kept: np.ndarray) -> float:
@@ -79,7 +79,7 @@ def main() -> None:
     result: dict[str, Any] = conditions("cpu") | {"half_loss": HALF_LOSS}
     for name, net in NETS.items():
         task = net.task(given.data)
-        task = subset(task, train=len(task.train), validation=VALIDATION, test=VALIDATION)
+        task = subset(task, train=len(task.train), validation=VALIDATION, test=TEST)
         arena = Arena.of(task, given.kept, CORES)
         if not arena.num_kept:
             parser.error(f"no trials of {name} in {given.kept}; run python -m benchmarks.search first")

@@ -30,7 +30,8 @@ class Front(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found(Record):
-    """`dense`: accuracy of the dense model by split."""
+    """`dense`: accuracy of the dense model by split. `again`: where a peer was ahead at equal trials, its runs and ours
+    until its lead was largest, with latencies measured again in fresh processes."""
 
     title: str
     date: str  # ISO 8601, UTC
@@ -52,6 +53,7 @@ class Found(Record):
     long_budget: int
     runs: tuple[Run, ...]
     fronts: tuple[Front, ...] = ()
+    again: tuple[Run, ...] = ()
     is_unseen: bool = False
 
     def of(self, searcher: str) -> list[Run]:

@@ -1,8 +1,8 @@
 """All searchers on one net, and the best fronts on the test split."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -10,6 +10,7 @@ from time import perf_counter
 
 from benchmarks.machine import conditions
 from benchmarks.search.arena import CPU, Arena
+from benchmarks.search.bars import lead_at_equal_trials
 from benchmarks.search.figures import curve
 from benchmarks.search.jobs import Job
 from benchmarks.search.nets import Net
@@ -66,7 +67,7 @@ def tournament(
     raced = [(run, trials) for run, trials in raced if trials]
     fronts = list(_fronts(arena, [(run.first(net.budget), trials[: net.budget]) for run, trials in raced], dense, net))
     searched = [layer for layer in arena.layers if layer.options]
-    return Found(
+    found = Found(
         title=net.title,
         date=date.isoformat(),
         minutes=(perf_counter() - start) / 60,
@@ -89,6 +90,19 @@ def tournament(
         fronts=tuple(fronts),
         is_unseen=net.is_unseen,
     )
+    again = tuple(_again(arena, raced, found))
+    return replace(found, again=again, minutes=(perf_counter() - start) / 60)
+
+
+def _again(arena: Arena, raced: Sequence[Raced], found: Found) -> Iterator[Run]:
+    """A lead of a few per cent may be the luck of a measurement."""
+    lead, name, num = lead_at_equal_trials(found)
+    seeds = {run.seed for run in found.of(name)}
+    for run, trials in raced:
+        if lead > 0 and run.searcher in (OURS, name) and run.seed in seeds:
+            log.info("seed %d, %s is ahead after %d: %s once more", run.seed, name, num, run.searcher)
+            ratios = tuple(arena.fresh_latency(trial.spec) for trial in trials[:num])
+            yield replace(run.first(num), ratios=ratios)
 
 
 def _has_trials(searcher: Searcher) -> bool:

@@ -1,15 +1,19 @@
 """What the benchmark of searches makes of runs: laws of its figures, on runs written down by hand."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.search.bars import bars, lead_at_equal_trials
 from benchmarks.search.figures import by, curve, done_at, fastest, latest_lead, most_ahead, value_at
 from benchmarks.search.kept import Kept
 from benchmarks.search.race import Run
+from benchmarks.search.report import load
+from benchmarks.search.searchers import OURS
 
 DENSE = 0.8
 numbers = st.floats(0.1, 1.2)
@@ -75,6 +79,24 @@ def test_leads_are_a_share_of_ours() -> None:
 
 def test_whoever_leads_while_we_have_nothing_leads_without_bound() -> None:
     assert most_ahead([1], {"some": (lambda _: 0.1, lambda _: 0.0)})[0] == float("inf")
+
+
+def test_a_lead_is_told_again_by_what_was_measured_again() -> None:
+    found = load("vit")
+    assert found is not None
+    lead, name, num = lead_at_equal_trials(found)
+    again = tuple(run.first(num) for run in found.runs if run.searcher in (OURS, name))
+
+    def told(runs: tuple[Run, ...]) -> dict[str, float | None]:
+        return {check.test: check.value for check in bars(replace(found, again=runs)) if "again" in check.test}
+
+    (test,) = told(again)
+    assert told(()) == {}
+    assert told(again) == {test: pytest.approx(lead)}
+    slower = tuple(
+        replace(run, ratios=tuple(min(1.0, r + 0.1 * (run.searcher == name)) for r in run.ratios)) for run in again
+    )
+    assert told(slower)[test] < lead
 
 
 def test_kept_answers_outlive_a_line_that_was_cut_off(tmp_path: Path) -> None:
