@@ -64,8 +64,8 @@ def _peers(found: Found) -> Iterator[Check]:
     note = f"nearest: {name} after {num}"
     yield _check(f"the best peer's lead at equal trials, from {FROM} on", value, note, found, at_most=0.0)
     if found.again:
-        note = f"{name} after {num}, latencies of both measured again in fresh processes"
-        yield _check("that lead again", _lead_again(found, name, num), note, found)
+        note = f"{name} after {num}, both in fresh processes"
+        yield _check("the same lead, latencies measured again", _lead_again(found, name, num), note, found)
 
     by_seconds, paid, ours = _pairs(found, by), found.profile_seconds, found.of(OURS)
     fifth = median(run.seconds[FROM - 1] for run in ours)

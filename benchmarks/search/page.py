@@ -54,7 +54,8 @@ accuracy: after so many trials, and at the seconds when ours has made as many, p
 seconds of a trial with its proposal, and the latency ratio of the fastest within 1, 2 and 5 points of the dense
 accuracy after 15 trials and after all (1.00: none but the dense model). Of several seeds it is the median, with the
 least and the greatest in brackets; they share the latencies of equal plans, and a peer that has fewer seeds is compared
-with ours of the same ones. At last the trials of our front and of that of the best peer are trained once more and
+with ours of the same ones. Where a peer is ahead after five trials or more, its trials and ours until then are measured
+again, each in a fresh process. At last the trials of our front and of that of the best peer are trained once more and
 scored on the test split.
 """
 
