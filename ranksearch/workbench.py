@@ -109,12 +109,14 @@ class Workbench:
         size = min(128, total, max(1, BACKWARD_BYTES // activation_bytes(self.dense, self.example)))
         batches = (self.task.calibration.batch(range(i, i + size)) for i in range(0, total - size + 1, size))
         with threads(1):
-            return gather_metrics(
+            found = gather_metrics(
                 self.dense,
                 self.layers,
                 (to_device(batch, self.device) for batch in batches),
                 fisher_loss(self.task),
             )
+        memory.trim()
+        return found
 
     def calibration(self, config: FinetuneConfig) -> list[Inputs]:
         """Batches of one size, at least one, of the calibration split's first examples."""

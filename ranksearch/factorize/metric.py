@@ -130,17 +130,17 @@ def _along(scale_GC: Tensor, part: Tensor, channel: int) -> Tensor:
 
 def _root(moment_GQQ: Tensor, damping: float) -> tuple[Tensor, float]:
     """(lower Cholesky factors of the moment with a mean diagonal of 1 and damped, the λ that it took)."""
-    scaled_GQQ = moment_GQQ.double().clone()
-    diagonal_GQ = scaled_GQQ.diagonal(dim1=-2, dim2=-1)
-    scaled_GQQ /= float(diagonal_GQ.mean()) or 1.0
-    diagonal_GQ += damping
-    root_GQQ, info = torch.linalg.cholesky_ex(scaled_GQQ)
-    while info.any():
-        more = max(10 * damping, 1e-12)
-        diagonal_GQ += more - damping
-        damping = more
-        root_GQQ, info = torch.linalg.cholesky_ex(scaled_GQQ)
-    return root_GQQ, damping
+    scale = float(moment_GQQ.diagonal(dim1=-2, dim2=-1).double().mean()) or 1.0
+    while True:
+        # In place, since Q² float64 are hundreds of megabytes. LAPACK's matrices lie column by column, as the transpose
+        # of one of ours does; the moment is symmetric.
+        root_GQQ = moment_GQQ.to(torch.float64, copy=True).div_(scale).mT
+        root_GQQ.diagonal(dim1=-2, dim2=-1).add_(damping)
+        info = torch.empty(root_GQQ.shape[:-2], dtype=torch.int32, device=root_GQQ.device)
+        torch.linalg.cholesky_ex(root_GQQ, out=(root_GQQ, info))
+        if not info.any():
+            return root_GQQ, damping
+        damping = max(10 * damping, 1e-12)
 
 
 def _conditioning(moment_GQQ: Tensor, damping: float) -> Conditioning:

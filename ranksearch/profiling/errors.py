@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ranksearch import memory
 from ranksearch.attention import unpacked
 from ranksearch.compress import compress
 from ranksearch.factorize import LayerShape, StandardLayer, method_named
@@ -41,6 +42,7 @@ def option_errors(
         metric = (metrics or {}).get(layer.name)
         for choice in (option.choice for option in layer.options):
             errors[layer.name, choice] = 0.0 if choice.is_dense else _error(bench, module, choice, metric)
+        memory.trim()
     return errors
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ranksearch import memory
 from ranksearch.compress import compress
 from ranksearch.factorize.metric import Metric
 from ranksearch.inputs import to_device
@@ -28,7 +29,7 @@ from ranksearch.workbench import Workbench
 
 __all__ = ["OptionLoss", "interpolated", "measure_losses"]
 
-MAX_BYTES = 400 * 2**20  # of all that a batch's layers return: an upper bound of what is remembered at a time
+MAX_BYTES = 300 * 2**20  # of all that a batch's layers return: an upper bound of what is remembered at a time
 MIN_BATCH = 8  # examples: BatchNorm re-estimates from them
 LOST = 100.0  # nats: outputs that are no longer numbers
 FEWEST = 3  # options of a layer that are measured: ends and middle
@@ -100,6 +101,7 @@ class _Run:
             for choice in self._chosen[layer.name]:
                 loss = self._loss(replay, layer.name, choice)
                 self._found.setdefault((layer.name, choice), []).append(loss)
+            memory.trim()
             progress((number + 1) / len(self._layers))
 
     def losses(self) -> dict[Point, OptionLoss]:

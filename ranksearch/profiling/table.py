@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from ranksearch import latency
+from ranksearch import latency, memory
 from ranksearch.errors import ConfigError
 from ranksearch.factorize.metric import Metric
 from ranksearch.profiling.errors import option_errors
@@ -82,6 +82,7 @@ def _timed(phase: str, taken: dict[str, float], progress: Progress) -> Iterator[
     start = perf_counter()
     progress(phase, 0.0)
     yield lambda done: progress(phase, done)
+    memory.trim()
     progress(phase, 1.0)
     taken[phase] = perf_counter() - start
 
