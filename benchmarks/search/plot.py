@@ -6,17 +6,16 @@ from statistics import median
 
 from benchmarks.search.figures import curve, done_at, value_at
 from benchmarks.search.report import Found
-from benchmarks.search.searchers import OURS, RULES
+from benchmarks.search.searchers import OURS, RULES, UNIFORM
 
 __all__ = ["draw"]
 
 LINES = {"random": "#9a9a9a", "nsga2": "#c98500", "tpe": "#008a5c", "gp": "#b04a9d"}
 OUR_COLOUR, RULE_COLOUR = "#0059b3", "#444444"
-SHOWN_RULES = {"uniform": ":", "ALDS-style": "-."}
 
 
 def draw(found: Found, file: Path) -> None:
-    """Medians over seeds; of ours the whole range, too. An SVG whose text is text."""
+    """Medians over seeds, of ours the range as well; uniform and the best of the other rules. Text stays text."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -45,27 +44,33 @@ def _seconds(found: Found) -> list[float]:
 
 def _floor(found: Found) -> float:
     """Where the weakest rule ends, so that the lines that matter are apart."""
-    dense = found.dense["validation"]
-    ends = [median(curve(run, dense)[-1] for run in found.of(name)) for name in found.searchers]
-    return min(ends) * 0.85
+    return min(_end(found, name) for name in found.searchers) * 0.85
 
 
-def _style(name: str) -> dict[str, object] | None:
-    """None: not shown. The same sampler over our options has its colour, dashed."""
+def _end(found: Found, name: str) -> float:
+    return median(curve(run, found.dense["validation"])[-1] for run in found.of(name))
+
+
+def _shown(found: Found) -> list[str]:
+    rules = [name for name in found.searchers if name in RULES and name != UNIFORM]
+    best = max(rules, key=lambda name: _end(found, name), default=None)
+    return [name for name in found.searchers if name not in rules or name == best]
+
+
+def _style(name: str) -> dict[str, object]:
+    """The same sampler over our options has its colour, dashed."""
     if name == OURS:
         return {"color": OUR_COLOUR, "linewidth": 2.2}
     if name in RULES:
-        return {"color": RULE_COLOUR, "linestyle": SHOWN_RULES[name]} if name in SHOWN_RULES else None
+        return {"color": RULE_COLOUR, "linestyle": ":" if name == UNIFORM else "-."}
     sampler, *is_pruned = name.split(",")
     return {"color": LINES[sampler], "linestyle": "--" if is_pruned else "-", "linewidth": 1.2}
 
 
 def _lines(axes: object, found: Found, places: Sequence[float], *, by_seconds: bool) -> None:
-    for name in found.searchers:
-        if (style := _style(name)) is None:
-            continue
+    for name in _shown(found):
         values = _values(found, name, by_seconds=by_seconds)
-        axes.plot(places, [median(values(place)) for place in places], label=name, **style)  # type: ignore[attr-defined]
+        axes.plot(places, [median(values(place)) for place in places], label=name, **_style(name))  # type: ignore[attr-defined]
         if name == OURS:
             low, high = zip(*((min(values(place)), max(values(place))) for place in places), strict=True)
             axes.fill_between(places, low, high, color=OUR_COLOUR, alpha=0.15, linewidth=0)  # type: ignore[attr-defined]
