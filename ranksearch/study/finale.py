@@ -2,7 +2,7 @@
 
 Latencies that a search saw are the best of many, and so a little too good. Fresh processes measure the front again, and
 all that is within 3 % of it; tables show that from then on, while Optuna keeps what the search saw. All of this takes
-at most a tenth of the time that the trials took: `ranksearch bench --front` measures what is left over.
+at most a twentieth of the time that the trials took: `ranksearch bench --front` measures what is left over.
 """
 
 import logging
@@ -37,8 +37,8 @@ __all__ = ["Rival", "conclude", "rivals", "score_on_test"]
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.1  # of the trials' time, for measuring again
-MAX_SECONDS = 5.0  # for one trial
+SHARE = 0.05  # of the trials' time, for measuring again
+MAX_SECONDS = 2.5  # for one trial
 SIZES = {"parameters", "bytes", "macs"}  # objectives that a layer may serve without being faster
 NOT_FASTER = 0.97  # of the dense layer's time; a look at single layers errs by some per cent
 
@@ -77,7 +77,7 @@ def _measure_again(
         database.add_measurement(study.name, number, fresh, "fresh")
     if len(found) < len(wanted):
         log.info(
-            "%d of %d were measured again in a tenth of the trials' time; `ranksearch bench --front --study %s` "
+            "%d of %d were measured again in a twentieth of the trials' time; `ranksearch bench --front --study %s` "
             "measures all", len(found), len(wanted), study.name,
         )  # fmt: skip
     return {number for number, _ in found}
