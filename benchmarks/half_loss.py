@@ -16,11 +16,12 @@ import numpy as np
 from benchmarks.machine import conditions, write
 from benchmarks.search.arena import Arena
 from benchmarks.search.nets import NETS
+from benchmarks.search.searchers import options_left
 from benchmarks.subset import subset
-from ranksearch.allocate import knapsack_seeds, undominated
+from ranksearch.allocate import knapsack_seeds
 from ranksearch.allocate.seeds import HALF_LOSS, kept_share
 from ranksearch.records import LayerRecord, Plan, Profile
-from ranksearch.study.creation import NUM_SEEDS, noise_of
+from ranksearch.study.creation import NUM_SEEDS
 
 HALVES = np.geomspace(0.5, 50, 201)  # nats
 CORES, VALIDATION, TEST, PROFILE_SECONDS = 2, 1000, 2000, 25.0  # of benchmarks.search, whose trials these are
@@ -54,7 +55,7 @@ def points(arena: Arena, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
 def measured(arena: Arena, profile: Profile) -> dict[str, Any]:
     losses, kept = points(arena, profile)
     half = fitted(losses, kept)
-    left = undominated(arena.layers, profile, ("latency", "accuracy"), noise_of(profile))
+    left = options_left(arena, profile)
     ours, theirs = (_seeds(left, profile, h) for h in (HALF_LOSS, half))
     return {
         "n": len(losses),

@@ -19,7 +19,7 @@ from ranksearch.factorize import METHODS
 from ranksearch.records import LayerRecord, Plan, Profile, SeedPlan
 from ranksearch.study.creation import noise_of, seeds_of
 
-__all__ = ["ALL_RULES", "OURS", "RULES", "UNIFORM", "Searcher", "ours", "peers", "pruned", "rules"]
+__all__ = ["ALL_RULES", "OURS", "RULES", "UNIFORM", "Searcher", "options_left", "ours", "peers", "pruned", "rules"]
 
 OBJECTIVES = ("latency", "accuracy")
 OURS, UNIFORM = "ranksearch", "uniform"
@@ -44,7 +44,7 @@ class Searcher:
 
 def ours(arena: Arena, profile: Profile, pays: float, budget: int, long_budget: int) -> Searcher:
     """A search of `budget` trials, which then goes on to `long_budget`."""
-    layers = _left(arena, profile)
+    layers = options_left(arena, profile)
     seeds = seeds_of(layers, arena.recipes, profile, OBJECTIVES, budget)
     return Searcher(
         name=OURS, layers=layers, seeds=seeds, budget=long_budget, sampler="additive", profile=profile, pays=pays
@@ -58,14 +58,14 @@ def peers(arena: Arena, samplers: Sequence[str], budget: int) -> list[Searcher]:
 
 def pruned(arena: Arena, profile: Profile, pays: float, samplers: Sequence[str], budget: int) -> list[Searcher]:
     """The same over the options that our profile leaves."""
-    layers = _left(arena, profile)
+    layers = options_left(arena, profile)
     return [
         Searcher(name=f"{name}, our options", layers=layers, seeds=(), budget=budget, sampler=name, pays=pays)
         for name in samplers
     ]
 
 
-def _left(arena: Arena, profile: Profile) -> tuple[LayerRecord, ...]:
+def options_left(arena: Arena, profile: Profile) -> tuple[LayerRecord, ...]:
     """What `ranksearch run` searches: all options where the profile leaves none."""
     layers = undominated(arena.layers, profile, OBJECTIVES, noise_of(profile))
     return layers if any(layer.options for layer in layers) else arena.layers

@@ -50,7 +50,7 @@ def knapsack_seeds(
     return sweep((f"knapsack-{ratios[i]:.3f}", table.plan(front.indices[positions[i]].tolist())) for i in order[:num])
 
 
-def kept_share(losses: Floats, half_loss: float = HALF_LOSS) -> Floats:
+def kept_share(losses: Floats, half_loss: float) -> Floats:
     """Of the accuracy, after a brief fine-tuning; 0 to 1."""
     return 1 / (1 + (losses.clip(0) / half_loss) ** POWER)
 
